@@ -1,0 +1,60 @@
+"""The contract between the gvbsm engine and its plugins."""
+
+from __future__ import annotations
+
+from gvbsm_registry.artifacts import Artifact
+from gvbsm_registry.discovery import Plugin, Registry, discover, hookimpl
+from gvbsm_registry.errors import GvbsmError
+from gvbsm_registry.events import StageFinished, StageStarted, Step
+from gvbsm_registry.kinds import (
+    CONTRACT_VERSION,
+    KINDS,
+    Activation,
+    Augmentation,
+    Backbone,
+    Component,
+    Dataset,
+    Ensembler,
+    Executor,
+    Exporter,
+    Initializer,
+    Matcher,
+    Objective,
+    Regularizer,
+    Schedule,
+    Source,
+)
+from gvbsm_registry.splits import Split, TensorSplit
+from gvbsm_registry.views import View, whole
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "KINDS",
+    "Activation",
+    "Artifact",
+    "Augmentation",
+    "Backbone",
+    "Component",
+    "Dataset",
+    "Ensembler",
+    "Executor",
+    "Exporter",
+    "GvbsmError",
+    "Initializer",
+    "Matcher",
+    "Objective",
+    "Plugin",
+    "Registry",
+    "Regularizer",
+    "Schedule",
+    "Source",
+    "Split",
+    "StageFinished",
+    "StageStarted",
+    "Step",
+    "TensorSplit",
+    "View",
+    "discover",
+    "hookimpl",
+    "whole",
+]

@@ -1,0 +1,177 @@
+"""Tensor files: safetensors with a schema version, a digest of the contents and their provenance.
+
+Written to a temporary name, flushed to the disk, then renamed, so that a file with its final name is whole.
+Reading verifies the digest. Nothing read here can run code.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gvbsm_registry.errors import GvbsmError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a file holds: `kind` (what it is), `key` (the digest of what it was made from), tensors, and
+    `meta`: JSON values, among them `provenance`."""
+
+    kind: str
+    key: str
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def canonical(value: object) -> str:
+    """Return JSON text that is equal for equal values (keys sorted, no spaces)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+
+
+def digest(value: object) -> str:
+    """Return the SHA-256 hex digest of a JSON value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def write(path: Path, artifact: Artifact) -> None:
+    """Write `artifact` to `path` atomically.
+
+    Raises GvbsmError, leaving what was at `path` untouched, if the disk is full or not writable.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in artifact.tensors.items()}
+    header = {
+        "schema": str(SCHEMA),
+        "kind": artifact.kind,
+        "key": artifact.key,
+        "meta": canonical(artifact.meta),
+    }
+    header["digest"] = _content_digest(header, tensors)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+class replacing:  # noqa: N801  (used like a function)
+    """A context that yields a temporary path beside `path`, then flushes and renames it to `path`.
+
+    Raises GvbsmError for every error of the file system; the temporary file is removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+    def __enter__(self) -> Path:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        return self.temporary
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                _flush(self.temporary)
+                os.replace(self.temporary, self.path)
+                _flush(self.path.parent)
+        except OSError as failure:
+            error = failure
+        finally:
+            if error is not None:
+                self.temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            raise _unwritable(self.path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically; raises GvbsmError if it can't be written."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read(path: Path, kind: str | None = None) -> Artifact:
+    """Read and verify the artifact at `path`.
+
+    Raises GvbsmError if it is missing, truncated, altered, of a later schema or not of `kind`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    header = peek(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _broken(path, str(error)) from error
+    if header.get("digest") != _content_digest(header, tensors):
+        raise _broken(path, "its contents do not have the digest that it was written with")
+    if kind is not None and header["kind"] != kind:
+        raise GvbsmError(f"{path}: is a {header['kind']!r} file where a {kind!r} file is needed")
+    return Artifact(header["kind"], header["key"], tensors, json.loads(header["meta"]))
+
+
+def peek(path: Path) -> dict[str, str]:
+    """Return the header of the artifact at `path` (schema, kind, key, meta, digest) without its tensors.
+
+    Raises GvbsmError if there is none, or of a later schema.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise GvbsmError(f"{path}: no such file; run the stage that makes it") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _broken(path, str(error)) from error
+    if not {"schema", "kind", "key", "meta", "digest"} <= set(header):
+        raise GvbsmError(f"{path}: was not written by gvbsm (its metadata lacks schema, kind, key or digest)")
+    if header["schema"] != str(SCHEMA):
+        raise GvbsmError(
+            f"{path}: has schema {header['schema']}, this gvbsm reads schema {SCHEMA}; "
+            "install the gvbsm that wrote it"
+        )
+    return header
+
+
+def _content_digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    import torch
+
+    made = hashlib.sha256(canonical({k: v for k, v in header.items() if k != "digest"}).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        made.update(canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        made.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return made.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _broken(path: Path, why: str) -> GvbsmError:
+    return GvbsmError(f"{path}: truncated or altered ({why}); delete the file and run again to make it anew")
+
+
+def _unwritable(path: Path, error: BaseException) -> GvbsmError:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    remedy = "free some space there" if full else "check the folder and its permissions"
+    return GvbsmError(
+        f"{path}: can't be written ({error}); {remedy} and run again: finished work is kept"
+    )

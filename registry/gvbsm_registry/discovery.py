@@ -1,0 +1,204 @@
+"""Finds plugins and hands out their components. The only module that knows pluggy."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import pluggy
+from pydantic import ValidationError
+
+from gvbsm_registry import hookspecs
+from gvbsm_registry.errors import GvbsmError
+from gvbsm_registry.kinds import KINDS, Component
+
+GROUP = "gvbsm"
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+C = TypeVar("C", bound=Component)
+
+
+@dataclass
+class Plugin:
+    """One entry point: where it comes from, what it adds, and what is wrong with it."""
+
+    name: str
+    distribution: str
+    version: str
+    components: list[type[Component]] = field(default_factory=list)
+    recipes: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def owner(self) -> str:
+        return f"plugin {self.name!r} of {self.distribution} {self.version}"
+
+
+class Registry:
+    """The components and recipes of all plugins that loaded."""
+
+    def __init__(self, manager: pluggy.PluginManager, plugins: list[Plugin]) -> None:
+        self.manager = manager
+        self.plugins = plugins
+        self._owners: dict[tuple[str, str], list[tuple[type[Component], Plugin]]] = {}
+        for plugin in plugins:
+            for component in plugin.components:
+                self._owners.setdefault((component.kind, component.name), []).append((component, plugin))
+        for owners in self._owners.values():
+            for _, plugin in owners[1:]:
+                plugin.problems.append(_duplicate(owners))
+
+    def names(self, kind: type[Component]) -> list[str]:
+        """Return the names of all components of a kind, sorted."""
+        return sorted(name for owned_kind, name in self._owners if owned_kind == kind.kind)
+
+    def find(self, kind: type[C], name: str) -> type[C]:
+        """Return the component class called `name`.
+
+        Raises GvbsmError if there is none (naming the nearest and all) or more than one (naming the owners).
+        """
+        family = name.split("/", 1)[0] + "/*"
+        owners = self._owners.get((kind.kind, name)) or (
+            self._owners.get((kind.kind, family)) if "/" in name and not name.endswith("/") else None
+        )
+        if owners is None:
+            raise GvbsmError(unknown(kind.kind, name, self.names(kind)) + self._broken_plugins())
+        if len(owners) > 1:
+            raise GvbsmError(_duplicate(owners))
+        component = owners[0][0]
+        assert issubclass(component, kind)
+        return component
+
+    def create(self, kind: type[C], table: Mapping[str, Any] | str) -> C:
+        """Make the component that a recipe table (`use` and options) or a bare name describes.
+
+        Raises GvbsmError for an unknown name, an unknown option or a wrong value.
+        """
+        options = {"use": table} if isinstance(table, str) else dict(table)
+        name = options.pop("use", None)
+        if not isinstance(name, str):
+            raise GvbsmError(f'a {kind.kind} needs use = "NAME"; there are: {", ".join(self.names(kind))}')
+        component = self.find(kind, name)
+        if component.name.endswith("/*"):
+            options["variant"] = name.split("/", 1)[1]
+        try:
+            return component.model_validate(options)
+        except ValidationError as error:
+            raise GvbsmError(f"{kind.kind} {name!r}: {explain(error, component)}") from error
+
+    def owner(self, component: type[Component]) -> Plugin:
+        """Return the plugin that added a component class."""
+        return next(p for c, p in self._owners[component.kind, component.name] if c is component)
+
+    def components(self) -> list[type[Component]]:
+        """Return all component classes, by kind then name."""
+        return [owners[0][0] for _, owners in sorted(self._owners.items())]
+
+    def recipes(self) -> dict[str, Path]:
+        """Return the shipped recipes, by name."""
+        return {path.stem: path for plugin in self.plugins for path in plugin.recipes}
+
+    def problems(self) -> list[str]:
+        """Return one line for each thing that is wrong with a plugin."""
+        return [f"{plugin.owner}: {problem}" for plugin in self.plugins for problem in plugin.problems]
+
+    def _broken_plugins(self) -> str:
+        broken = [plugin.name for plugin in self.plugins if plugin.problems]
+        return f" (plugins with problems: {', '.join(broken)}; see 'gvbsm plugins')" if broken else ""
+
+
+def discover(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Registry:
+    """Load every plugin behind the entry-point group `gvbsm`, or behind those given, into a new Registry.
+
+    A plugin that can't be loaded is kept with its problem; the rest goes on.
+    """
+    manager = pluggy.PluginManager(GROUP)
+    marker = pluggy.HookspecMarker(GROUP)
+    for name, function in inspect.getmembers(hookspecs, inspect.isfunction):
+        if name.startswith("gvbsm_"):
+            marker(function)
+    manager.add_hookspecs(hookspecs)
+    found = metadata.entry_points(group=GROUP) if entry_points is None else entry_points
+    plugins = [_load(manager, point) for point in sorted(found, key=lambda point: point.name)]
+    return Registry(manager, plugins)
+
+
+def _load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> Plugin:
+    distribution = point.dist
+    plugin = Plugin(
+        point.name,
+        distribution.name if distribution else "no distribution",
+        distribution.version if distribution else "?",
+    )
+    try:
+        module = point.load()
+        _check_hooks(module)
+        manager.register(module, name=f"{plugin.distribution}:{point.name}")
+        hooks = manager.subset_hook_caller
+        others = [other for other in manager.get_plugins() if other is not module]
+        for returned in hooks("gvbsm_components", others)():
+            for component in returned:
+                _take(plugin, component)
+        for recipes in hooks("gvbsm_recipes", others)():
+            plugin.recipes.extend(Path(path) for path in recipes)
+    except Exception as error:  # a plugin may fail in any way, and must not take the others with it
+        plugin.problems.append(f"failed to load: {type(error).__name__}: {error}; fix or uninstall it")
+    return plugin
+
+
+def _check_hooks(module: ModuleType) -> None:
+    known = [name for name in vars(hookspecs) if name.startswith("gvbsm_")]
+    for name in vars(module):
+        if name.startswith("gvbsm_") and inspect.isfunction(getattr(module, name)) and name not in known:
+            raise GvbsmError(unknown("hook", name, known))
+
+
+def _take(plugin: Plugin, component: object) -> None:
+    if not (inspect.isclass(component) and issubclass(component, Component)):
+        plugin.problems.append(f"registers {component!r}, which is no Component class; it is left out")
+    elif not any(issubclass(component, kind) for kind in KINDS) or not component.name:
+        plugin.problems.append(
+            f"{component.__name__} has no kind or no name; derive it from a kind, set `name`"
+        )
+    elif inspect.isabstract(component):
+        missing = ", ".join(sorted(component.__abstractmethods__))
+        plugin.problems.append(f"{component.__name__} lacks {missing}; it is left out")
+    else:
+        plugin.components.append(component)
+
+
+def unknown(what: str, name: str, available: Iterable[str]) -> str:
+    """Return the line for an unknown name: the nearest names first, then all that exist."""
+    names = sorted(available)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    return f"unknown {what} {name!r}; {hint}available: {', '.join(names) or 'none'}"
+
+
+def explain(error: ValidationError, model: type[Any]) -> str:
+    """Return a validation error as one line that names each key, what is wrong and what is allowed."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
+            lines.append(unknown("option", key, model.model_fields))
+        elif item["type"] == "gvbsm":
+            lines.append(f"{key}: {item['msg']}" if key else item["msg"])
+        else:
+            lines.append(f"{key}: {item['msg']}, got {item['input']!r}" if key else item["msg"])
+    return "; ".join(lines)
+
+
+def _duplicate(owners: list[tuple[type[Component], Plugin]]) -> str:
+    component = owners[0][0]
+    who = " and ".join(plugin.owner for _, plugin in owners)
+    return (
+        f"the {component.kind} name {component.name!r} is taken twice, by {who}; uninstall one of them, "
+        "or ask its author for another name"
+    )
