@@ -6,6 +6,7 @@ Reading verifies the digest. Nothing read here can run code.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -52,7 +53,7 @@ def write(path: Path, artifact: Artifact) -> None:
     """
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in artifact.tensors.items()}
+    tensors = _separate(artifact.tensors)
     header = {
         "schema": str(SCHEMA),
         "kind": artifact.kind,
@@ -64,7 +65,7 @@ def write(path: Path, artifact: Artifact) -> None:
         save_file(tensors, temporary, metadata=header)
 
 
-class replacing:  # noqa: N801  (used like a function)
+class replacing:
     """A context that yields a temporary path beside `path`, then flushes and renames it to `path`.
 
     Raises GvbsmError for every error of the file system; the temporary file is removed.
@@ -86,13 +87,15 @@ class replacing:  # noqa: N801  (used like a function)
             if error is None:
                 _flush(self.temporary)
                 os.replace(self.temporary, self.path)
-                _flush(self.path.parent)
         except OSError as failure:
             error = failure
-        finally:
-            if error is not None:
+        # Some file systems can't flush a folder or remove a file never made; `path` is whole anyway.
+        with contextlib.suppress(OSError):
+            if error is None:
+                _flush(self.path.parent)
+            else:
                 self.temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        if error is not None and (isinstance(error, OSError) or type(error).__name__ == "SafetensorError"):
             raise _unwritable(self.path, error) from error
 
 
@@ -107,16 +110,15 @@ def read(path: Path, kind: str | None = None) -> Artifact:
 
     Raises GvbsmError if it is missing, truncated, altered, of a later schema or not of `kind`.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    header = peek(path)
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise _broken(path, str(error)) from error
-    if header.get("digest") != _content_digest(header, tensors):
-        raise _broken(path, "its contents do not have the digest that it was written with")
+    while True:
+        stamp = _stamp(path)
+        try:
+            header, tensors = _verified(path)
+            break
+        except GvbsmError:
+            # Header and tensors are read in turn: another process may have replaced the file between.
+            if _stamp(path) == stamp:
+                raise
     if kind is not None and header["kind"] != kind:
         raise GvbsmError(f"{path}: is a {header['kind']!r} file where a {kind!r} file is needed")
     return Artifact(header["kind"], header["key"], tensors, json.loads(header["meta"]))
@@ -130,7 +132,8 @@ def peek(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        # As numpy: torch's way maps the whole file, and opens it twice, which a writer can come between.
+        with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
     except FileNotFoundError as error:
         raise GvbsmError(f"{path}: no such file; run the stage that makes it") from error
@@ -146,6 +149,40 @@ def peek(path: Path) -> dict[str, str]:
     return header
 
 
+def _verified(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    header = peek(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise _broken(path, str(error)) from error
+    if header["digest"] != _content_digest(header, tensors):
+        raise _broken(path, "its contents do not have the digest that it was written with")
+    return header, tensors
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors on the CPU, none sharing memory with another: safetensors refuses those that do."""
+    separate: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        separate[name] = plain.clone() if storage in storages else plain
+        storages.add(storage)
+    return separate
+
+
 def _content_digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     import torch
 
@@ -153,7 +190,7 @@ def _content_digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) ->
     for name in sorted(tensors):
         tensor = tensors[name]
         made.update(canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        made.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        made.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return made.hexdigest()
 
 
@@ -172,6 +209,4 @@ def _broken(path: Path, why: str) -> GvbsmError:
 def _unwritable(path: Path, error: BaseException) -> GvbsmError:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     remedy = "free some space there" if full else "check the folder and its permissions"
-    return GvbsmError(
-        f"{path}: can't be written ({error}); {remedy} and run again: finished work is kept"
-    )
+    return GvbsmError(f"{path}: can't be written ({error}); {remedy} and run again: finished work is kept")

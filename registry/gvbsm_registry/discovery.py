@@ -125,21 +125,23 @@ def discover(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Regis
             marker(function)
     manager.add_hookspecs(hookspecs)
     found = metadata.entry_points(group=GROUP) if entry_points is None else entry_points
-    plugins = [_load(manager, point) for point in sorted(found, key=lambda point: point.name)]
+    plugins = [
+        _load(manager, point) for point in sorted(found, key=lambda point: (point.name, *_origin(point)))
+    ]
     return Registry(manager, plugins)
 
 
 def _load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> Plugin:
-    distribution = point.dist
-    plugin = Plugin(
-        point.name,
-        distribution.name if distribution else "no distribution",
-        distribution.version if distribution else "?",
-    )
+    plugin = Plugin(point.name, *_origin(point))
+    name = f"{plugin.distribution}:{point.name}"
+    mine = not manager.has_plugin(name)
     try:
         module = point.load()
         _check_hooks(module)
-        manager.register(module, name=f"{plugin.distribution}:{point.name}")
+        mine = mine and not manager.is_registered(module)
+        if not mine:
+            raise GvbsmError(f"{point.value} is behind another entry point already")
+        manager.register(module, name=name)
         hooks = manager.subset_hook_caller
         others = [other for other in manager.get_plugins() if other is not module]
         for returned in hooks("gvbsm_components", others)():
@@ -147,30 +149,56 @@ def _load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> Plugin:
                 _take(plugin, component)
         for recipes in hooks("gvbsm_recipes", others)():
             plugin.recipes.extend(Path(path) for path in recipes)
-    except Exception as error:  # a plugin may fail in any way, and must not take the others with it
-        plugin.problems.append(f"failed to load: {type(error).__name__}: {error}; fix or uninstall it")
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a plugin may fail in any way, and must not take the others along
+        why = str(error) if isinstance(error, GvbsmError) else f"{type(error).__name__}: {error}"
+        plugin.problems.append(" ".join(f"failed to load: {why}; fix or uninstall it".split()))
+        if mine and manager.has_plugin(name):
+            manager.unregister(name=name)
     return plugin
+
+
+def _origin(point: metadata.EntryPoint) -> tuple[str, str]:
+    """Return the name and version of the distribution an entry point comes from."""
+    try:
+        if point.dist is not None:
+            return point.dist.name or "a distribution without a name", point.dist.version or "?"
+    except Exception:  # metadata that is damaged on the disk: who it was is lost, the rest goes on
+        return "a distribution with damaged metadata", "?"
+    return "no distribution", "?"
 
 
 def _check_hooks(module: ModuleType) -> None:
     known = [name for name in vars(hookspecs) if name.startswith("gvbsm_")]
-    for name in vars(module):
-        if name.startswith("gvbsm_") and inspect.isfunction(getattr(module, name)) and name not in known:
+    for name, value in vars(module).items():
+        marked = hasattr(value, f"{GROUP}_impl")
+        if not inspect.isfunction(value) or not (marked or name.startswith("gvbsm_")):
+            continue
+        if name not in known:
             raise GvbsmError(unknown("hook", name, known))
+        if not marked:
+            raise GvbsmError(f"the hook {name} is not marked with @hookimpl")
 
 
 def _take(plugin: Plugin, component: object) -> None:
     if not (inspect.isclass(component) and issubclass(component, Component)):
         plugin.problems.append(f"registers {component!r}, which is no Component class; it is left out")
-    elif not any(issubclass(component, kind) for kind in KINDS) or not component.name:
+    elif not _has_kind(component) or not component.name or not isinstance(component.name, str):
         plugin.problems.append(
-            f"{component.__name__} has no kind or no name; derive it from a kind, set `name`"
+            f"{component.__name__} has no kind or no name; derive it from a kind and set `name` to a string, "
+            "without an annotation; it is left out"
         )
     elif inspect.isabstract(component):
         missing = ", ".join(sorted(component.__abstractmethods__))
         plugin.problems.append(f"{component.__name__} lacks {missing}; it is left out")
     else:
         plugin.components.append(component)
+
+
+def _has_kind(component: type[Component]) -> bool:
+    return any(issubclass(component, kind) and component.kind == kind.kind for kind in KINDS)
 
 
 def unknown(what: str, name: str, available: Iterable[str]) -> str:
@@ -188,7 +216,7 @@ def explain(error: ValidationError, model: type[Any]) -> str:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
             lines.append(unknown("option", key, model.model_fields))
-        elif item["type"] == "gvbsm":
+        elif item["type"] in ("gvbsm", "missing"):
             lines.append(f"{key}: {item['msg']}" if key else item["msg"])
         else:
             lines.append(f"{key}: {item['msg']}, got {item['input']!r}" if key else item["msg"])

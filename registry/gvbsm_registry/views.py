@@ -34,13 +34,17 @@ class View:
 
         Rows and columns are resampled separately, as two small matrix products: R X Cᵀ.
         """
+        import torch
+
         height, width = images.shape[-2:]
         device, dtype = images.device, images.dtype
         boxes, flips, rolls = (part.to(device) for part in (self.boxes, self.flips, self.rolls))
         never = flips.new_zeros(len(flips))
         rows = _resampling(boxes[:, 0], boxes[:, 2], never, rolls[:, 0], height).to(dtype)
         columns = _resampling(boxes[:, 1], boxes[:, 3], flips, rolls[:, 1], width).to(dtype)
-        return (rows.unsqueeze(1) @ images) @ columns.unsqueeze(1).transpose(-1, -2)
+        # A view that is replayed must be the one that was labelled, whatever precision each ran under.
+        with torch.autocast(device.type, enabled=False):
+            return (rows.unsqueeze(1) @ images) @ columns.unsqueeze(1).transpose(-1, -2)
 
     def select(self, index: Tensor) -> View:
         """Return the views at `index`, int64 [n], alone."""

@@ -1,0 +1,1 @@
+"""Measurements of gvbsm, and the plain implementations that it is measured against."""

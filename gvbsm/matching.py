@@ -1,0 +1,154 @@
+"""Matching: targets, running averages and the stop-gradient form, for every matcher alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from gvbsm_registry import GvbsmError, Matcher
+from gvbsm_registry.artifacts import digest
+from torch import Tensor, nn
+
+from gvbsm.taps import GroupedActivation
+
+if TYPE_CHECKING:
+    from gvbsm_registry import Activation
+
+
+def target_name(matcher: Matcher, site: str, statistic: str) -> str:
+    """The name under which a measured target is stored: the matcher's measuring options, site, statistic."""
+    return f"{digest(matcher.measured_by())[:12]}/{site}/{statistic}"
+
+
+def sites_of(matcher: Matcher, model: nn.Module) -> list[str]:
+    """Return a matcher's sites in a model, checked.
+
+    Raises GvbsmError if the matcher names a module that the model does not have.
+    """
+    sites = matcher.sites(model)
+    known = dict(model.named_modules())
+    for site in sites:
+        if site not in known:
+            raise GvbsmError(f"matcher {matcher.title!r} names the site {site!r}, which the backbone lacks")
+    return list(sites)
+
+
+class Statistic:
+    """One named statistic of one matcher at all its S sites, laid out flat: D numbers a batch.
+
+    Keeps the running averages of Eq. 6, [G, D], for G image batches side by side.
+    """
+
+    def __init__(self, targets: Sequence[Tensor], groups: int, start: Literal["first", "zero"]) -> None:
+        self.targets = torch.cat([target.reshape(-1) for target in targets])
+        sizes = torch.tensor([target.numel() for target in targets], device=self.targets.device)
+        self.sites = len(targets)
+        self.site = torch.repeat_interleave(torch.arange(self.sites, device=sizes.device), sizes)
+        self.average = self.targets.new_zeros(groups, len(self.targets))
+        self.seen = torch.full((groups, self.sites), start == "zero", device=sizes.device)
+
+    def norms(self, current: Tensor, keep: Tensor, momentum: float) -> Tensor:
+        """Return ‖μ_l − t − stop_grad(μ_l − μ_total)‖₂ by batch and site, [G, S] (one sum of Eq. 14).
+
+        current: [G, D], the batches' statistics. keep: bool [G, S], the sites that are not dropped; the
+        others' running averages stay as they are.
+        """
+        now = current.detach()
+        blended = momentum * self.average + (1 - momentum) * now
+        blended = torch.where(self.seen[:, self.site], blended, now)
+        self.average = torch.where(keep[:, self.site], blended, self.average)
+        self.seen = self.seen | keep
+        form = current - self.targets - (now - self.average)
+        squares = form.new_zeros(len(form), self.sites).index_add(1, self.site, form.square())
+        return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
+
+
+class Matching:
+    """The matching terms of one backbone: L'_BN, L'_Conv and whatever else the matchers are."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        matchers: Sequence[Matcher],
+        measured: Mapping[str, Tensor],
+        groups: int = 1,
+        start: Literal["first", "zero"] = "zero",
+    ) -> None:
+        modules = dict(model.named_modules())
+        self.groups = groups
+        self.matchers = [matcher for matcher in matchers if sites_of(matcher, model)]
+        self.sites_by_matcher = [sites_of(matcher, model) for matcher in self.matchers]
+        self.sites = list(dict.fromkeys(site for sites in self.sites_by_matcher for site in sites))
+        parameter = next(model.parameters())
+        self.statistics: list[dict[str, Statistic]] = []
+        for matcher, sites in zip(self.matchers, self.sites_by_matcher, strict=True):
+            targets = [_targets(matcher, site, modules[site], measured) for site in sites]
+            names = list(targets[0])
+            self.statistics.append(
+                {
+                    name: Statistic([t[name].to(parameter) for t in targets], groups, start)
+                    for name in names
+                }
+            )
+        self.terms = _term_names(self.matchers)
+
+    def losses(
+        self, activations: Mapping[str, GroupedActivation], uniforms: Tensor
+    ) -> dict[str, Tensor]:
+        """Return each matcher's weighted term, summed over the image batches, by term name.
+
+        uniforms: [G, number of self.sites] in 0..1; a matcher skips a site where its `drop` exceeds it, so
+        that matchers with equal β_dr skip the same sites.
+        """
+        uniform = dict(zip(self.sites, uniforms.unbind(1), strict=True))
+        found = {}
+        for term, matcher, sites, statistics in zip(
+            self.terms, self.matchers, self.sites_by_matcher, self.statistics, strict=True
+        ):
+            keep = torch.stack([uniform[site] for site in sites], 1) >= matcher.drop
+            weights = torch.ones(len(sites), device=keep.device)
+            weights[0] = matcher.first
+            values = [self._flat(matcher, activations[site]) for site in sites]
+            norms = [
+                statistic.norms(torch.cat([value[name] for value in values], 1), keep, matcher.momentum)
+                for name, statistic in statistics.items()
+            ]
+            total = torch.stack(norms).sum(0)
+            found[term] = matcher.weight * (total * (weights * keep)).sum()
+        return found
+
+    def _flat(self, matcher: Matcher, activation: GroupedActivation) -> dict[str, Tensor]:
+        """Return a matcher's statistics at one site, each [G, its size]."""
+        by_group = [matcher.statistics(activation.group(index)) for index in range(self.groups)]
+        return {
+            name: torch.stack([statistics[name].reshape(-1) for statistics in by_group])
+            for name in by_group[0]
+        }
+
+
+def _targets(
+    matcher: Matcher, site: str, module: nn.Module, measured: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    known = matcher.targets(module)
+    if known is not None:
+        return known
+    prefix = target_name(matcher, site, "")
+    found = {name.removeprefix(prefix): t for name, t in measured.items() if name.startswith(prefix)}
+    if not found:
+        raise GvbsmError(f"matcher {matcher.title!r} has no measured targets; run the measure stage")
+    return found
+
+
+def _term_names(matchers: Sequence[Matcher]) -> list[str]:
+    """Name each matcher's term by its title, numbered where one is used more than once."""
+    titles = [matcher.title for matcher in matchers]
+    return [
+        title if titles.count(title) == 1 else f"{title}-{titles[: position + 1].count(title)}"
+        for position, title in enumerate(titles)
+    ]
+
+
+def statistics_of(matcher: Matcher, activation: Activation) -> dict[str, Tensor]:
+    """Return one batch's statistics in float64 on the CPU, for summing over a data set."""
+    return {name: value.detach().double().cpu() for name, value in matcher.statistics(activation).items()}

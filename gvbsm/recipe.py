@@ -1,0 +1,277 @@
+"""The recipe: everything that determines a run, as TOML tables checked by pydantic."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from gvbsm_registry import (
+    Augmentation,
+    Backbone,
+    Component,
+    Dataset,
+    Ensembler,
+    GvbsmError,
+    Initializer,
+    Matcher,
+    Objective,
+    Registry,
+    Regularizer,
+    Schedule,
+)
+from gvbsm_registry.discovery import explain, unknown
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import ValidationInfo as Info
+from pydantic_core import PydanticCustomError
+
+
+def _use(kind: type[Component]) -> Any:
+    """Return the field type for a component of `kind`: made from a table or a name by the registry."""
+
+    def validate(value: Any, info: Info) -> Component:
+        if isinstance(value, kind):
+            return value
+        if not isinstance(value, (str, Mapping)):
+            raise PydanticCustomError("gvbsm", 'needs a table with use = "NAME", or a name')
+        try:
+            assert info.context is not None, "validate recipes with the registry as context"
+            return info.context["registry"].create(kind, value)
+        except GvbsmError as error:
+            raise PydanticCustomError("gvbsm", "{why}", {"why": str(error)}) from error
+
+    return Annotated[kind, PlainValidator(validate), PlainSerializer(lambda component: component.table())]
+
+
+class Section(BaseModel):
+    """A table of the recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Pretrain(Section):
+    """[squeeze] Training the backbones on the real data. With 0 epochs their own weights are used."""
+
+    epochs: int = Field(5, ge=0)
+    batch: int = Field(64, ge=1)
+    learning_rate: float = Field(0.05, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    augmentation: _use(Augmentation) = "crop_flip_roll"
+    schedule: _use(Schedule) = "cosine"
+    floor: float = Field(0.0, ge=0, le=1, description="lowest test accuracy that a backbone may have")
+
+    model_config = ConfigDict(validate_default=True)
+
+
+class Measure(Section):
+    """One pass over the real data that records what the matchers ask for (Eq. 9)."""
+
+    batch: int = Field(64, ge=1)
+    augmentation: _use(Augmentation) = "crop_flip_roll"
+
+    model_config = ConfigDict(validate_default=True)
+
+
+class Synthesis(Section):
+    """[recover] Optimising the images."""
+
+    ipc: int = Field(10, ge=1, description="images per class")
+    iterations: int = Field(1000, ge=0)
+    batch: int = Field(50, ge=1, description="images optimised together")
+    loop: Literal["reorder", "original"] = Field(
+        "reorder", description="reorder: all images of few classes; original: one image of many classes"
+    )
+    backbone_order: Literal["cycle", "random"] = "cycle"
+    learning_rate: float = Field(0.05, gt=0)
+    betas: tuple[float, float] = (0.5, 0.9)
+    schedule: _use(Schedule) = "cosine"
+    cross_entropy: float = Field(1.0, ge=0, description="weight of the classification term")
+    average_start: Literal["first", "zero"] = Field(
+        "zero", description="running averages start at 0 (authors' code) or at the first batch's values"
+    )
+    matchers: tuple[_use(Matcher), ...] = ("bn", "conv_channel", "conv_patch")
+    regularizers: tuple[_use(Regularizer), ...] = ("dd",)
+    initializer: _use(Initializer) = "noise"
+    augmentation: _use(Augmentation) = "crop_flip_roll"
+    log_every: int = Field(10, ge=1, description="steps, for each backbone, between two log lines")
+
+    model_config = ConfigDict(validate_default=True)
+
+
+class Relabel(Section):
+    """Soft labels: the ensemble's logits on augmented views, stored by epoch (FKD)."""
+
+    epochs: int = Field(300, ge=1)
+    batch: int = Field(100, ge=1, description="views labelled, and mixed with each other, together")
+    augmentation: _use(Augmentation) = "resized_crop"
+    cutmix: float = Field(1.0, ge=0, le=1, description="chance that a batch is CutMixed")
+    cutmix_alpha: float = Field(1.0, gt=0, description="CutMix's area is drawn from Beta(α, α)")
+    ensembler: _use(Ensembler) = "mean"
+    block: int = Field(50, ge=1, description="epochs per file")
+
+    model_config = ConfigDict(validate_default=True)
+
+
+class Evaluation(Section):
+    """Training students from scratch on the condensed set and on its baselines."""
+
+    students: tuple[_use(Backbone), ...] = Field(("convnet",), min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    epochs: int = Field(300, ge=1)
+    batch: int = Field(50, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
+    weight_decay: float = Field(0.01, ge=0)
+    schedule: _use(Schedule) = "cosine"
+    objective: _use(Objective) = "mse_gt"
+    test_every: int = Field(10, ge=1, description="epochs between two tests (the last is always tested)")
+    distilled_hard: bool = Field(False, description="also train on the distilled images with hard labels")
+    full: bool = Field(False, description="also train on the whole data set, as in [pretrain]")
+
+    model_config = ConfigDict(validate_default=True)
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    name: str = "unnamed"
+    reproduces: str = Field("", description="the published table and row that this recipe reproduces")
+    seed: int = Field(0, ge=0)
+    data: _use(Dataset) = "digits"
+    backbones: tuple[_use(Backbone), ...] = Field(("convnet",), min_length=1)
+    pretrain: Pretrain
+    measure: Measure
+    synthesis: Synthesis
+    relabel: Relabel
+    evaluation: Evaluation
+
+    model_config = ConfigDict(validate_default=True)
+
+    def toml(self) -> str:
+        """Return the recipe with every default written out, as TOML that makes an equal recipe."""
+        return tomli_w.dumps(self.tables(), multiline_strings=False)
+
+    def tables(self) -> dict[str, Any]:
+        """Return the recipe as plain tables."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def load(source: str | Path, registry: Registry, overrides: Sequence[tuple[str, Any]] = ()) -> Recipe:
+    """Load a recipe by name or path and apply `overrides`, pairs of dotted key and value, in order.
+
+    Raises GvbsmError if there is no such recipe, it is no TOML, or anything in it is wrong.
+    """
+    path = find(source, registry)
+    tables = read_tables(path)
+    tables.setdefault("name", path.stem)
+    for key, value in overrides:
+        override(tables, key, value)
+    return make(tables, registry, where=str(path))
+
+
+def find(source: str | Path, registry: Registry) -> Path:
+    """Return the path of a recipe given by name or path; raises GvbsmError if there is none."""
+    shipped = registry.recipes()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise GvbsmError(f"recipe {path}: no such file; 'gvbsm recipes' lists the shipped ones")
+    raise GvbsmError(unknown("recipe", str(source), shipped))
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """Parse a TOML file; raises GvbsmError naming the path if it can't be read or is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise GvbsmError(f"recipe {path}: is not TOML ({error}); correct it there") from error
+    except OSError as error:
+        raise GvbsmError(f"recipe {path}: can't be read ({error.strerror}); give another path") from error
+
+
+def make(tables: Mapping[str, Any], registry: Registry, where: str) -> Recipe:
+    """Check plain tables and make them a recipe; raises GvbsmError naming `where` and every wrong key."""
+    sections = ("pretrain", "measure", "synthesis", "relabel", "evaluation")
+    try:
+        return Recipe.model_validate(
+            {**{name: {} for name in sections}, **tables}, context={"registry": registry}
+        )
+    except ValidationError as error:
+        raise GvbsmError(f"recipe {where}: {explain(error, Recipe)}") from error
+
+
+def override(tables: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key such as `synthesis.matchers.0.momentum` in plain tables.
+
+    Raises GvbsmError if the key leads through something that is no table or beyond the end of a list.
+    """
+    *parents, last = key.split(".")
+    place: Any = tables
+    for part in parents:
+        if isinstance(place, list):
+            place = place[_position(place, part, key)]
+        else:
+            if isinstance(place.get(part), str):  # a component given by name alone becomes a table
+                place[part] = {"use": place[part]}
+            place = place.setdefault(part, {})
+        if not isinstance(place, (dict, list)):
+            raise GvbsmError(f"--set {key}: {part!r} is no table; give the key of a value")
+    if isinstance(place, list):
+        place[_position(place, last, key)] = value
+    else:
+        place[last] = value
+
+
+def _position(place: list[Any], part: str, key: str) -> int:
+    if not part.isdecimal() or int(part) >= len(place):
+        raise GvbsmError(f"--set {key}: {part!r} is no position in a list of {len(place)} (they start at 0)")
+    position = int(part)
+    if isinstance(place[position], str):
+        place[position] = {"use": place[position]}
+    return position
+
+
+def parse_value(text: str) -> Any:
+    """Return the TOML value that `text` spells, or `text` itself if it spells none."""
+    try:
+        return tomllib.loads(f"value = {text}\n")["value"]
+    except (tomllib.TOMLDecodeError, KeyError, RecursionError):
+        return text
+
+
+def parse_component(text: str) -> dict[str, Any]:
+    """Return the table that `NAME` or `NAME:key=value,key=value` describes.
+
+    Commas inside brackets or quotes belong to the value. Raises GvbsmError if an option has no `=`.
+    """
+    name, _, rest = text.partition(":")
+    table: dict[str, Any] = {"use": name}
+    for item in _split_options(rest):
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise GvbsmError(f"{text!r}: {item!r} is no option; write NAME:key=value,key=value")
+        table[key.strip()] = parse_value(value)
+    return table
+
+
+def _split_options(text: str) -> list[str]:
+    items, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in "[{") - (character in "]}")
+        if character == "," and not depth and not quote:
+            items.append("")
+        else:
+            items[-1] += character
+    return [item for item in items if item]

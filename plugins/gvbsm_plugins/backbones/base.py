@@ -1,0 +1,59 @@
+"""What all backbones of this plugin share: where their weights come from, and how a module is handed out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from gvbsm_plugins.backbones import checkpoints, surgery
+from gvbsm_registry import Backbone, GvbsmError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+DEFAULT = "DEFAULT"
+
+
+class WeightedBackbone(Backbone):
+    """A backbone whose weights are fresh, the provider's own (`"DEFAULT"`) or those of a local file."""
+
+    reset_classifier: bool = Field(
+        False, description="drop the classifier that comes with the weights and start it afresh"
+    )
+
+    ignored_keys: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of keys that a file may hold beside the module's (parts used in training only)."""
+
+    @abstractmethod
+    def fresh(self, classes: int, side: int, channels: int) -> Module:
+        """Return the module with fresh parameters; shapes as in `build`."""
+
+    def pretrained(self, classes: int, side: int, channels: int) -> Module:
+        """Return the module with the provider's weights.
+
+        Raises GvbsmError if they can't be fetched, or if there are none (which is what this method does).
+        """
+        raise GvbsmError(
+            f'{self.title}: has no published weights, so weights = "{DEFAULT}" means nothing here; '
+            "give a local file, or leave `weights` out to train it"
+        )
+
+    def build(self, classes: int, side: int, channels: int) -> Module:
+        """Return a module: float [B, channels, side, side], normalised, to logits [B, classes].
+
+        No activation in it works in place, so that the input of every module can be kept for later.
+        Raises GvbsmError if the weights can't be had, read or fitted, naming the file.
+        """
+        if self.weights == DEFAULT:
+            model = self.pretrained(classes, side, channels)
+        else:
+            model = self.fresh(classes, side, channels)
+        if self.weights not in (None, DEFAULT):
+            assert self.weights is not None
+            what = f"{self.title} for {classes} classes and {channels}×{side}×{side} images"
+            state = checkpoints.read(self.weights, self.ignored_keys)
+            checkpoints.load(model, state, self.weights, what, classes, self.reset_classifier)
+        surgery.without_inplace(model)
+        return model

@@ -1,0 +1,180 @@
+"""Any classifier of torchvision or timm, with or without its published weights."""
+
+from __future__ import annotations
+
+import difflib
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from gvbsm_plugins.backbones import surgery
+from gvbsm_plugins.backbones.base import WeightedBackbone
+from gvbsm_registry import GvbsmError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+
+
+class Provided(WeightedBackbone):
+    """A model that a library builds by name.
+
+    With `weights = "DEFAULT"` a classifier of another number of classes is replaced by a fresh one, and grey
+    images are seen as RGB images of three equal channels.
+    """
+
+    variant: str = Field(description="the model's name in the library")
+    options: dict[str, Any] = Field({}, description="more keyword arguments for the model's constructor")
+
+    @abstractmethod
+    def available(self) -> Sequence[str]:
+        """Return the names of all models."""
+
+    @abstractmethod
+    def make(self, classes: int, side: int, channels: int, published: bool) -> Module:
+        """Call the library, with its published weights or without."""
+
+    def fresh(self, classes: int, side: int, channels: int) -> Module:
+        """Return the model with fresh parameters.
+
+        Raises GvbsmError for an unknown name, options it does not take, or images it can't process.
+        """
+        self._check_name()
+        try:
+            model = self.make(classes, side, channels, published=False)
+        except Exception as error:  # whatever a constructor raises is about what it was asked for
+            raise self._not_made(classes, side, channels, error) from error
+        return self._tried(model, classes, side, channels)
+
+    def pretrained(self, classes: int, side: int, channels: int) -> Module:
+        """Return the model with its published weights, fetched if they are not in the library's cache.
+
+        Raises GvbsmError as `fresh` does, and if the weights can't be fetched or there are none.
+        """
+        self._check_name()
+        try:
+            model = self.make(classes, side, channels, published=True)
+        except GvbsmError:
+            raise
+        except Exception as error:
+            # Network errors come first: some of them are ValueErrors too.
+            if isinstance(error, (TypeError, ValueError, AssertionError)) and not isinstance(error, OSError):
+                raise self._not_made(classes, side, channels, error) from error
+            raise GvbsmError(
+                f"{self.title}: its published weights could not be fetched ({_brief(error)}); "
+                "check the network, or give a local file as `weights`"
+            ) from error
+        return self._tried(model, classes, side, channels)
+
+    def _check_name(self) -> None:
+        names = self.available()
+        if self.variant not in names:
+            near = difflib.get_close_matches(self.variant, names, n=5, cutoff=0.0)
+            library = self.name.removesuffix("/*")
+            raise GvbsmError(
+                f"unknown {library} model {self.variant!r}; did you mean "
+                f"{' or '.join(map(repr, near))}? ({len(names)} models in this version of {library})"
+            )
+
+    def _not_made(self, classes: int, side: int, channels: int, error: Exception) -> GvbsmError:
+        given = f" with options {self.options}" if self.options else ""
+        return GvbsmError(
+            f"{self.title}: can't be built for {classes} classes and {channels}×{side}×{side} images{given} "
+            f"({_brief(error)}); change `options`, the image side or the backbone"
+        )
+
+    def _tried(self, model: Module, classes: int, side: int, channels: int) -> Module:
+        """Return `model` if it maps images to logits, which many can't do with images that are too small."""
+        import torch
+
+        training, like = model.training, next(model.parameters())
+        try:
+            with torch.no_grad():
+                made = model.eval()(like.new_zeros(2, channels, side, side))
+        except Exception as error:
+            raise self._not_made(classes, side, channels, error) from error
+        shape = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
+        if shape != (2, classes):
+            wrong = ValueError(f"two images give {shape} instead of {(2, classes)}")
+            raise self._not_made(classes, side, channels, wrong)
+        return model.train(training)
+
+
+class Torchvision(Provided):
+    """Any classifier of torchvision.models, by its name there: `torchvision/resnet18`."""
+
+    name = "torchvision/*"
+    ignored_keys = ("aux1.", "aux2.", "AuxLogits.")
+
+    def available(self) -> Sequence[str]:
+        """Return the names of torchvision's classifiers."""
+        import torchvision
+
+        return torchvision.models.list_models(module=torchvision.models)
+
+    def make(self, classes: int, side: int, channels: int, published: bool) -> Module:
+        """Call the model's builder; the classifier and the first convolution are changed afterwards."""
+        from torchvision.models import get_model, get_model_weights
+
+        options = self._defaults(side, published) | self.options
+        if published:
+            weights = get_model_weights(self.variant).DEFAULT
+            model: Module = get_model(self.variant, weights=weights, progress=False, **options)
+            known = len(weights.meta["categories"])
+            if classes != known or self.reset_classifier:
+                for head in surgery.classifiers(model, known):
+                    surgery.renew_classifier(model, head, classes)
+        else:
+            model = get_model(self.variant, weights=None, num_classes=classes, **options)
+        if channels == 1:
+            surgery.make_grey(model)
+        return model
+
+    def _defaults(self, side: int, published: bool) -> dict[str, Any]:
+        if self.variant.startswith("vit_"):
+            return {"image_size": side}
+        if self.variant.startswith("maxvit"):
+            return {"input_size": (side, side)}
+        if self.variant in WITH_AUXILIARY_HEADS:
+            return {"aux_logits": False} | ({} if published else {"init_weights": True})
+        return {}
+
+
+class Timm(Provided):
+    """Any classifier of timm, by its name there: `timm/resnet18`, or `timm/resnet18.a1_in1k` (tagged)."""
+
+    name = "timm/*"
+
+    def available(self) -> Sequence[str]:
+        """Return the names of timm's models; with the tags of their weights if the variant has one."""
+        import timm
+
+        return timm.list_pretrained() if "." in self.variant else timm.list_models()
+
+    def make(self, classes: int, side: int, channels: int, published: bool) -> Module:
+        """Call timm.create_model, which fits classifier, input channels and position embeddings itself."""
+        import timm
+
+        make: Callable[..., Module] = timm.create_model
+        settled = timm.models.get_pretrained_cfg(self.variant)
+        if published and not ((settled and settled.has_weights) or "pretrained_cfg_overlay" in self.options):
+            raise GvbsmError(
+                f"{self.title}: timm has no published weights for it; give a local file as `weights`, "
+                "or leave `weights` out to train it"
+            )
+        # Only models of a fixed input size have such an argument.
+        sized = {"img_size": side} if settled and settled.fixed_input_size else {}
+        arguments = sized | self.options
+        model = make(self.variant, published, num_classes=classes, in_chans=channels, **arguments)
+        if published and self.reset_classifier:
+            for head in surgery.classifiers(model, classes):
+                surgery.renew_classifier(model, head, classes)
+        return model
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}{'…' if len(text) > 200 else ''}"

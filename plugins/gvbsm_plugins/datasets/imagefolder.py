@@ -1,0 +1,142 @@
+"""Any folder of class folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from gvbsm_plugins.datasets.opening import Form, PictureDataset
+from gvbsm_plugins.datasets.paths import (
+    Listing,
+    class_folders,
+    existing_folder,
+    image_files,
+    make_listing,
+    printable,
+    read_bytes,
+)
+from gvbsm_plugins.datasets.pictures import BrokenPictureError, short_side
+from gvbsm_registry import GvbsmError
+
+if TYPE_CHECKING:
+    from gvbsm_registry import Split
+
+LARGEST_DEFAULT = 256
+
+
+class ImageFolder(PictureDataset):
+    """Pictures in class folders below `train/` and `test/` (or `val/`)."""
+
+    name = "imagefolder"
+
+    root: Path | None = Field(None, description="the folder that holds train/ and test/ (or val/)")
+    side: int | None = Field(
+        None, ge=1, description="height and width in pixels; by default the first picture's short side"
+    )
+    channels: Literal[1, 3] = Field(3, description="3: colour, 1: grey")
+
+    def open(self, split: Literal["train", "test"], cache: Path) -> Split:
+        """Open one split; labels follow the sorted names of the class folders.
+
+        Raises GvbsmError, naming the path, if a folder is missing or empty, a class has no pictures, the
+        classes of train and test differ, or a picture is broken.
+        """
+        root = existing_folder(self.root, self.name)
+        train, test = _split_folders(root)
+        folder, classes = (train if split == "train" else test), class_folders(train)
+        _check_classes(train, classes, test, class_folders(test))
+        listing = list_classes(
+            folder, classes if split == "train" else class_folders(folder), self.skip_broken
+        )
+        form = Form(self.side or self._first_side(train, classes), self.channels, self.skip_broken)
+        return self._open(listing, list(classes), form, cache, printable(os.path.abspath(folder)))
+
+    def _first_side(self, train: Path, classes: dict[str, str]) -> int:
+        """Return the short side of the first training picture, for both splits."""
+        for folder in classes.values():
+            for path, _ in image_files(train / folder):
+                where = os.path.join(train, folder, os.fsdecode(path))
+                try:
+                    side = short_side(read_bytes(where), printable(where))
+                except BrokenPictureError:
+                    if not self.skip_broken:
+                        raise
+                    continue
+                if side > LARGEST_DEFAULT:
+                    raise GvbsmError(
+                        f"{printable(where)}: its short side of {side} pixels is too much for a default; "
+                        "set data.side, for instance data.side = 224"
+                    )
+                return side
+        raise GvbsmError(f"{train}: holds no picture that can be decoded; check --data DIR or data.root")
+
+
+def _split_folders(root: Path) -> tuple[Path, Path]:
+    try:
+        if next(os.scandir(root), None) is None:
+            raise GvbsmError(f"{root}: is empty; put train/ and test/ there, or give another --data DIR")
+    except OSError as error:
+        raise GvbsmError(f"{root}: can't be listed ({error.strerror}); check its permissions") from error
+    train = root / "train"
+    if not train.is_dir():
+        raise GvbsmError(
+            f"{root}: has no folder 'train'; class folders belong in train/ and test/ (or val/) below it"
+        )
+    for name in ("test", "val"):
+        if (root / name).is_dir():
+            return train, root / name
+    raise GvbsmError(
+        f"{root}: has neither a folder 'test' nor 'val'; put the test pictures there, in class folders"
+    )
+
+
+def _check_classes(train: Path, in_train: Iterable[str], test: Path, in_test: Iterable[str]) -> None:
+    for folder, names in ((train, in_train), (test, in_test)):
+        if not names:
+            raise GvbsmError(f"{folder}: holds no class folders; put each class's pictures in a folder there")
+    only = {train: sorted(set(in_train) - set(in_test)), test: sorted(set(in_test) - set(in_train))}
+    told = [f"only in {folder.name}: {_some(names)}" for folder, names in only.items() if names]
+    if told:
+        raise GvbsmError(
+            f"{train.parent}: {train.name} and {test.name} have different classes ({'; '.join(told)}); "
+            "add or remove the class folders"
+        )
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + rest
+
+
+def list_classes(folder: Path, classes: dict[str, str], skip_broken: bool) -> Listing:
+    """Return the pictures in class folders (class name → path below `folder`), by label, then by path.
+
+    Raises GvbsmError naming the folder of a class without pictures, or a link that leads nowhere (which
+    `skip_broken` passes over).
+    """
+
+    def entries() -> Iterator[tuple[bytes, int, os.stat_result]]:
+        for label, below in enumerate(classes.values()):
+            found = 0
+            for path, entry in image_files(folder / below):
+                try:
+                    stat = entry.stat()
+                except OSError as error:
+                    if not skip_broken:
+                        raise BrokenPictureError(
+                            printable(entry.path), f"can't be read ({error.strerror})"
+                        ) from error
+                    continue
+                found += 1
+                yield os.fsencode(below) + b"/" + path, label, stat
+            if not found:
+                raise GvbsmError(
+                    f"{printable(os.fspath(folder / below))}: class folder without pictures; "
+                    "put some there, or remove the class from train and test"
+                )
+
+    return make_listing(folder, entries())

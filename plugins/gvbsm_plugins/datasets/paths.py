@@ -1,0 +1,150 @@
+"""The `root` option, checked, and lists of image files as compact as a list of paths can be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gvbsm_registry import GvbsmError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+
+def existing_folder(root: Path | None, dataset: str) -> Path:
+    """Return `root` with `~` expanded.
+
+    Raises GvbsmError if it was not given, does not exist or is no folder.
+    """
+    if root is None:
+        raise GvbsmError(
+            f"data set {dataset!r} does not know where its files are; give --data DIR or set data.root"
+        )
+    folder = expanded(root)
+    if not folder.exists():
+        raise GvbsmError(f"{folder}: no such folder; give the right one by --data DIR or data.root")
+    if not folder.is_dir():
+        raise GvbsmError(f"{folder}: is no folder; give the folder of {dataset!r} by --data DIR or data.root")
+    return folder
+
+
+def expanded(path: Path) -> Path:
+    """Return `path` with `~` expanded. Raises GvbsmError if it names a user who does not exist."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise GvbsmError(f"{path}: {error}; write the path in full in --data DIR or data.root") from error
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text that UTF-8 can hold: bytes that are no UTF-8 become `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def class_folders(folder: Path) -> dict[str, str]:
+    """Return class name → folder name, sorted by class name, for the folders directly in `folder`."""
+    with _readable(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    return dict(sorted((printable(name), name) for name in names))
+
+
+def image_files(folder: Path) -> list[tuple[bytes, os.DirEntry[str]]]:
+    """Return (path relative to `folder`, entry) of all image files at any depth, sorted by path.
+
+    Hidden files, files without an image's suffix and links to folders are left out: links may make a loop.
+    """
+    return sorted(_walk(folder, b""), key=lambda pair: pair[0])
+
+
+def _walk(folder: Path, prefix: bytes) -> Iterator[tuple[bytes, os.DirEntry[str]]]:
+    with _readable(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = prefix + os.fsencode(entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(folder / entry.name, path + b"/")
+            elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or _dangling(entry)):
+                yield path, entry
+
+
+def _dangling(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a link leads nowhere: a picture that is missed, and not a special file to pass over."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def _readable(folder: Path) -> os._ScandirIterator[str]:
+    try:
+        return os.scandir(os.fspath(folder))
+    except OSError as error:
+        raise GvbsmError(f"{folder}: can't be listed ({error.strerror}); check its permissions") from error
+
+
+@dataclass(frozen=True)
+class Listing:
+    """N labelled image files: about their paths' length plus 16 bytes each, whatever N is.
+
+    names: the paths relative to `folder`, joined; the i-th ends at `ends[i]` (int64 [N]) and begins where
+    the one before ends. labels: int64 [N]. digest: of (path, size, time of change, label) of each file.
+    """
+
+    folder: str
+    names: bytes
+    ends: np.ndarray
+    labels: Tensor
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def where(self, index: int) -> str:
+        """Return the path of a file as printable text."""
+        return printable(self._path(index))
+
+    def _path(self, index: int) -> str:
+        start = int(self.ends[index - 1]) if index else 0
+        return os.path.join(self.folder, os.fsdecode(self.names[start : int(self.ends[index])]))
+
+    def load(self, index: int) -> bytes:
+        """Return the bytes of a file. Raises GvbsmError if it can't be read."""
+        return read_bytes(self._path(index))
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the contents of a file. Raises GvbsmError if it can't be read, which is not to be skipped."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise GvbsmError(
+            f"{printable(path)}: can't be read ({error.strerror}); put it back or check its permissions"
+        ) from error
+
+
+def make_listing(folder: Path, files: Iterable[tuple[bytes, int, os.stat_result]]) -> Listing:
+    """Return the listing of (path relative to `folder`, label, stat) triples, in their order."""
+    import numpy as np
+    import torch
+
+    names, ends, labels = bytearray(), array("q"), array("q")
+    made = hashlib.sha256()
+    for path, label, stat in files:
+        names += path
+        ends.append(len(names))
+        labels.append(label)
+        made.update(b"%d %d %d %d " % (len(path), label, stat.st_size, stat.st_mtime_ns) + path)
+    return Listing(
+        os.fspath(folder),
+        bytes(names),
+        np.array(ends, dtype=np.int64),
+        torch.from_numpy(np.array(labels, dtype=np.int64)),
+        made.hexdigest(),
+    )

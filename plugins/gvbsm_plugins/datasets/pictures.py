@@ -1,0 +1,91 @@
+"""From the bytes of a picture file to square uint8 pixels."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from gvbsm_registry import GvbsmError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+# Only formats that Pillow decodes by itself: some others start programs (EPS calls Ghostscript).
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+
+
+class BrokenPictureError(GvbsmError):
+    """A file whose contents are no whole picture; `skip_broken` passes over it."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(
+            f"{where}: {why}; replace or remove the file, or set data.skip_broken = true to go on without it"
+        )
+
+
+def decode(data: bytes, where: str, side: int, channels: int) -> np.ndarray:
+    """Return uint8 [channels, side, side]: the short side resized to `side`, then the centre cropped.
+
+    Bilinear with antialiasing, as torchvision's `Resize(side)` and `CenterCrop(side)` do with a PIL image.
+    channels: 1 (luminance) or 3 (RGB). Raises BrokenPictureError, naming `where`.
+    """
+    import numpy as np
+
+    try:
+        picture = _fitted(_converted(_opened(data), channels), side)
+        pixels = np.asarray(picture)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+        raise BrokenPictureError(where, _why(error)) from error
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def short_side(data: bytes, where: str) -> int:
+    """Return the shorter of width and height in pixels. Raises BrokenPictureError, naming `where`."""
+    try:
+        return min(_opened(data).size)
+    except Exception as error:
+        raise BrokenPictureError(where, _why(error)) from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _converted(picture: Image.Image, channels: int) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    if picture.mode.startswith("I;16"):
+        # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture.convert("RGB" if channels == 3 else "L")
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
+    from PIL import Image
+
+    width, height = picture.size
+    short = min(width, height)
+    if short != side:
+        long = side * max(width, height) // short
+        if Image.MAX_IMAGE_PIXELS is not None and long * side > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{width}×{height} pixels are too long a strip to resize")
+        width, height = (side, long) if width <= height else (long, side)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return picture.crop((left, top, left + side, top + side))
+
+
+def _why(error: Exception) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "is not a picture, or of a format that is not read here"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"is a decompression bomb, or too large a picture ({error})"
+    return f"is broken ({error or type(error).__name__})"

@@ -1,0 +1,11 @@
+"""Executors: where independent units of work run."""
+
+from __future__ import annotations
+
+from gvbsm_plugins.executors.local import Local
+from gvbsm_registry import Component, hookimpl
+
+
+@hookimpl
+def gvbsm_components() -> list[type[Component]]:
+    return [Local]

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torchvision.transforms import RandomCrop, RandomResizedCrop
+from torchvision.transforms import functional as reference
+
+from gvbsm_plugins.augmentations import CropFlipRoll, ResizedCrop, WholeImage
+from gvbsm_registry import Augmentation, View, whole
+
+
+def draw(augmentation: Augmentation, count: int, side: int, seed: int = 0) -> View:
+    view = augmentation.draw(count, side, torch.Generator().manual_seed(seed))
+    assert len(view) == count
+    assert view.boxes.shape == (count, 4)
+    assert view.boxes.is_floating_point()
+    assert view.flips.shape == (count,)
+    assert view.flips.dtype == torch.bool
+    assert view.rolls.shape == (count, 2)
+    assert view.rolls.dtype == torch.int64
+    return view
+
+
+ALL = [
+    WholeImage(),
+    CropFlipRoll(roll=3),
+    CropFlipRoll(padding=0, per_image=True, roll=2),
+    ResizedCrop(roll=1),
+]
+
+
+@pytest.mark.parametrize("augmentation", ALL)
+def test_same_generator_same_views(augmentation):
+    state = torch.random.get_rng_state()
+    one, two, other = (draw(augmentation, 40, 9, seed) for seed in (1, 1, 2))
+    for part in ("boxes", "flips", "rolls"):
+        assert torch.equal(getattr(one, part), getattr(two, part))
+    if not isinstance(augmentation, WholeImage):
+        assert not torch.equal(one.flips, other.flips)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert draw(augmentation, 0, 9).apply(torch.zeros(0, 1, 9, 9)).shape == (0, 1, 9, 9)
+
+
+def test_none_changes_nothing():
+    images = torch.randn(3, 2, 7, 7)
+    assert torch.equal(draw(WholeImage(), 3, 7).apply(images), images)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 33), st.integers(0, 5), st.integers(0, 40), st.booleans(), st.integers(0, 999))
+def test_crop_flip_roll_is_pad_crop_flip_roll(side, padding, roll, per_image, seed):
+    view = draw(CropFlipRoll(padding=padding, roll=roll, per_image=per_image), 6, side, seed)
+    assert (view.boxes[:, 2:] == side).all()
+    assert (view.boxes[:, :2].abs() <= padding).all()
+    assert (view.rolls.abs() <= roll).all()
+    if not per_image:
+        assert (view.rolls == view.rolls[0]).all()
+    images = torch.randn(6, 3, side, side)
+    for index, seen in enumerate(view.apply(images)):
+        top, left = (int(offset) + padding for offset in view.boxes[index, :2])
+        expected = reference.crop(reference.pad(images[index], [padding] * 4), top, left, side, side)
+        expected = reference.hflip(expected) if view.flips[index] else expected
+        assert torch.equal(seen, expected.roll(view.rolls[index].tolist(), (1, 2)))
+
+
+def chi_square(counts: np.ndarray) -> float:
+    expected = counts.sum() / len(counts)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_crop_offsets_flips_and_rolls_are_uniform():
+    view = draw(CropFlipRoll(padding=2, roll=3, flip=0.3, per_image=True), 20000, 8)
+    cells = (view.boxes[:, 0] + 2) * 5 + view.boxes[:, 1] + 2
+    assert chi_square(np.bincount(cells.long().numpy(), minlength=25)) < 51.2  # 24 degrees, p = 0.001
+    rolls = (view.rolls[:, 0] + 3) * 7 + view.rolls[:, 1] + 3
+    assert chi_square(np.bincount(rolls.numpy(), minlength=49)) < 84.0  # 48 degrees, p = 0.001
+    assert view.flips.float().mean().item() == pytest.approx(0.3, abs=0.015)
+    assert not draw(CropFlipRoll(flip=0), 100, 8).flips.any()
+    assert draw(CropFlipRoll(flip=1), 100, 8).flips.all()
+    torch.manual_seed(0)
+    padded = torch.zeros(1, 12, 12)
+    drawn = {RandomCrop.get_params(padded, (8, 8))[:2] for _ in range(2000)}
+    assert {(int(t) + 2, int(left) + 2) for t, left in view.boxes[:, :2].tolist()} == drawn
+
+
+def distance(one: np.ndarray, two: np.ndarray) -> float:
+    """The two-sample Kolmogorov–Smirnov statistic."""
+    values = np.union1d(one, two)
+    ranks = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (one, two)]
+    return float(np.abs(ranks[0] - ranks[1]).max())
+
+
+@pytest.mark.parametrize(
+    ("side", "scale", "ratio"),
+    [(32, (0.08, 1.0), (3 / 4, 4 / 3)), (8, (0.5, 1.0), (3 / 4, 4 / 3)), (20, (0.3, 1.0), (0.4, 1.1))],
+)
+def test_resized_crop_is_distributed_like_torchvision(side, scale, ratio):
+    torch.manual_seed(0)
+    image, count = torch.zeros(1, side, side), 6000
+    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(count)])
+    ours = draw(ResizedCrop(scale=scale, ratio=ratio), count, side, 1).boxes.double().numpy()
+    assert np.array_equal(ours, ours.round())
+    assert (ours >= 0).all()
+    assert (ours[:, 2:] >= 1).all()
+    assert (ours[:, :2] + ours[:, 2:] <= side).all()
+    views = {
+        "top": lambda box: box[:, 0],
+        "left": lambda box: box[:, 1],
+        "height": lambda box: box[:, 2],
+        "width": lambda box: box[:, 3],
+        "area": lambda box: box[:, 2] * box[:, 3],
+        "shape": lambda box: box[:, 3] / box[:, 2],
+        "bottom": lambda box: box[:, 0] + box[:, 2],
+        "diagonal": lambda box: box[:, 0] - box[:, 1],
+    }
+    for name, view in views.items():
+        assert distance(view(theirs), view(ours)) < 1.95 * math.sqrt(2 / count), name  # p = 0.001
+
+
+@pytest.mark.parametrize(
+    ("side", "ratio"), [(9, (1.5, 2.0)), (10, (0.3, 0.6)), (2, (5.0, 6.0)), (1, (3.0, 3.0))]
+)
+def test_resized_crop_falls_back_to_torchvisions_centre(side, ratio):
+    """The whole area in another shape never fits, so every box is the fallback."""
+    ours = draw(ResizedCrop(scale=(1, 1), ratio=ratio), 5, side).boxes
+    if side > 2:
+        theirs = RandomResizedCrop.get_params(torch.zeros(1, side, side), [1.0, 1.0], list(ratio))
+        assert ours.tolist() == [list(map(float, theirs))] * 5
+    assert (ours[:, 2:] >= 1).all()
+    assert (ours[:, :2] + ours[:, 2:] <= side).all()
+
+
+def test_resized_crop_of_the_whole_is_the_whole():
+    view = draw(ResizedCrop(scale=(1, 1), ratio=(1, 1), flip=0), 4, 7)
+    assert torch.equal(view.boxes, whole(4, 7).boxes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"scale": (0.5, 1.2)}, {"ratio": (2, 1)}, {"flip": 2}],
+)
+def test_options_out_of_range(options):
+    with pytest.raises(ValidationError):
+        ResizedCrop(**options)
+
+
+def test_tables_make_the_same_augmentation():
+    augmentation = ResizedCrop(scale=(0.2, 0.9), roll=4)
+    table = augmentation.table()
+    assert table.pop("use") == "resized_crop"
+    assert ResizedCrop.model_validate(table) == augmentation
