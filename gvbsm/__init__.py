@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gvbsm.version import __version__
+
 if TYPE_CHECKING:
     from gvbsm.distilled import DistilledDataset
     from gvbsm.pipeline import run
 
-__version__ = "0.1.0"
 __all__ = ["DistilledDataset", "__version__", "run"]
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gvbsm import __version__
+from gvbsm.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
 STAGES = {
@@ -114,9 +114,8 @@ def run_command(
 
 
 def _settings(settings: tuple[str, ...]) -> list[tuple[str, Any]]:
-    from gvbsm_registry import GvbsmError
-
     from gvbsm.recipe import parse_value
+    from gvbsm_registry import GvbsmError
 
     pairs = []
     for setting in settings:
@@ -163,9 +162,8 @@ for _name, _text in STAGES.items():
 @main.command("recipes")
 def recipes_command() -> None:
     """List the recipes that can be run by name."""
-    from gvbsm_registry import discover
-
     from gvbsm.tables import recipe_table
+    from gvbsm_registry import discover
 
     click.echo(recipe_table(discover()))
 
@@ -173,9 +171,8 @@ def recipes_command() -> None:
 @main.command("plugins")
 def plugins_command() -> None:
     """List the plugins, what they add and what is wrong with them."""
-    from gvbsm_registry import discover
-
     from gvbsm.tables import plugin_table
+    from gvbsm_registry import discover
 
     click.echo(plugin_table(discover()))
 

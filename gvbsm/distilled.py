@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gvbsm_registry import GvbsmError
-from gvbsm_registry.artifacts import peek, read
 from torch import Tensor
 
 from gvbsm.views import EpochViews
+from gvbsm_registry import GvbsmError
+from gvbsm_registry.artifacts import peek, read
 
 LABEL_FILES = "labels-*.safetensors"
 

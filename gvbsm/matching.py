@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from gvbsm_registry import GvbsmError, Matcher
-from gvbsm_registry.artifacts import digest
 from torch import Tensor, nn
 
 from gvbsm.taps import GroupedActivation
+from gvbsm_registry import GvbsmError, Matcher
+from gvbsm_registry.artifacts import digest
 
 if TYPE_CHECKING:
     from gvbsm_registry import Activation
@@ -86,16 +86,11 @@ class Matching:
             targets = [_targets(matcher, site, modules[site], measured) for site in sites]
             names = list(targets[0])
             self.statistics.append(
-                {
-                    name: Statistic([t[name].to(parameter) for t in targets], groups, start)
-                    for name in names
-                }
+                {name: Statistic([t[name].to(parameter) for t in targets], groups, start) for name in names}
             )
         self.terms = _term_names(self.matchers)
 
-    def losses(
-        self, activations: Mapping[str, GroupedActivation], uniforms: Tensor
-    ) -> dict[str, Tensor]:
+    def losses(self, activations: Mapping[str, GroupedActivation], uniforms: Tensor) -> dict[str, Tensor]:
         """Return each matcher's weighted term, summed over the image batches, by term name.
 
         uniforms: [G, number of self.sites] in 0..1; a matcher skips a site where its `drop` exceeds it, so

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gvbsm_registry import Executor, GvbsmError, Registry, discover
-from gvbsm_registry.artifacts import digest, read, write_text
 from platformdirs import user_cache_path
 
 from gvbsm import recipe as recipes
@@ -19,6 +17,8 @@ from gvbsm.reporting import Reporter
 from gvbsm.stages import evaluate, measure, pretrain, relabel, synthesize
 from gvbsm.units import Unit, execute
 from gvbsm.workspace import Workspace
+from gvbsm_registry import Executor, GvbsmError, Registry, discover
+from gvbsm_registry.artifacts import digest, read, write_text
 
 STAGES = ("pretrain", "measure", "synthesize", "relabel", "evaluate")
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
+
 from gvbsm_registry import (
     Augmentation,
     Backbone,
@@ -23,26 +26,48 @@ from gvbsm_registry import (
     Schedule,
 )
 from gvbsm_registry.discovery import explain, unknown
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
-from pydantic import ValidationInfo as Info
-from pydantic_core import PydanticCustomError
 
 
-def _use(kind: type[Component]) -> Any:
-    """Return the field type for a component of `kind`: made from a table or a name by the registry."""
+class _Use:
+    """Marks a field that holds a component: made by the registry from a table with `use`, or from a name."""
 
-    def validate(value: Any, info: Info) -> Component:
-        if isinstance(value, kind):
+    def __init__(self, kind: type[Component]) -> None:
+        self.kind = kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            self._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda component: component.table()
+            ),
+        )
+
+    def _validate(self, value: Any, info: core_schema.ValidationInfo) -> Component:
+        if isinstance(value, self.kind):
             return value
         if not isinstance(value, (str, Mapping)):
             raise PydanticCustomError("gvbsm", 'needs a table with use = "NAME", or a name')
         try:
             assert info.context is not None, "validate recipes with the registry as context"
-            return info.context["registry"].create(kind, value)
+            return info.context["registry"].create(self.kind, value)
         except GvbsmError as error:
             raise PydanticCustomError("gvbsm", "{why}", {"why": str(error)}) from error
 
-    return Annotated[kind, PlainValidator(validate), PlainSerializer(lambda component: component.table())]
+
+UseDataset = Annotated[Dataset, _Use(Dataset)]
+UseBackbone = Annotated[Backbone, _Use(Backbone)]
+UseMatcher = Annotated[Matcher, _Use(Matcher)]
+UseRegularizer = Annotated[Regularizer, _Use(Regularizer)]
+UseInitializer = Annotated[Initializer, _Use(Initializer)]
+UseAugmentation = Annotated[Augmentation, _Use(Augmentation)]
+UseSchedule = Annotated[Schedule, _Use(Schedule)]
+UseEnsembler = Annotated[Ensembler, _Use(Ensembler)]
+UseObjective = Annotated[Objective, _Use(Objective)]
+
+
+def _named(default: Any) -> Any:
+    """A component field's default, given by name and made by the registry like any other value."""
+    return Field(default, validate_default=True)
 
 
 class Section(BaseModel):
@@ -59,20 +84,16 @@ class Pretrain(Section):
     learning_rate: float = Field(0.05, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
-    augmentation: _use(Augmentation) = "crop_flip_roll"
-    schedule: _use(Schedule) = "cosine"
+    augmentation: UseAugmentation = _named("crop_flip_roll")
+    schedule: UseSchedule = _named("cosine")
     floor: float = Field(0.0, ge=0, le=1, description="lowest test accuracy that a backbone may have")
-
-    model_config = ConfigDict(validate_default=True)
 
 
 class Measure(Section):
     """One pass over the real data that records what the matchers ask for (Eq. 9)."""
 
     batch: int = Field(64, ge=1)
-    augmentation: _use(Augmentation) = "crop_flip_roll"
-
-    model_config = ConfigDict(validate_default=True)
+    augmentation: UseAugmentation = _named("crop_flip_roll")
 
 
 class Synthesis(Section):
@@ -87,18 +108,16 @@ class Synthesis(Section):
     backbone_order: Literal["cycle", "random"] = "cycle"
     learning_rate: float = Field(0.05, gt=0)
     betas: tuple[float, float] = (0.5, 0.9)
-    schedule: _use(Schedule) = "cosine"
+    schedule: UseSchedule = _named("cosine")
     cross_entropy: float = Field(1.0, ge=0, description="weight of the classification term")
     average_start: Literal["first", "zero"] = Field(
         "zero", description="running averages start at 0 (authors' code) or at the first batch's values"
     )
-    matchers: tuple[_use(Matcher), ...] = ("bn", "conv_channel", "conv_patch")
-    regularizers: tuple[_use(Regularizer), ...] = ("dd",)
-    initializer: _use(Initializer) = "noise"
-    augmentation: _use(Augmentation) = "crop_flip_roll"
+    matchers: tuple[UseMatcher, ...] = _named(("bn", "conv_channel", "conv_patch"))
+    regularizers: tuple[UseRegularizer, ...] = _named(("dd",))
+    initializer: UseInitializer = _named("noise")
+    augmentation: UseAugmentation = _named("crop_flip_roll")
     log_every: int = Field(10, ge=1, description="steps, for each backbone, between two log lines")
-
-    model_config = ConfigDict(validate_default=True)
 
 
 class Relabel(Section):
@@ -106,19 +125,17 @@ class Relabel(Section):
 
     epochs: int = Field(300, ge=1)
     batch: int = Field(100, ge=1, description="views labelled, and mixed with each other, together")
-    augmentation: _use(Augmentation) = "resized_crop"
+    augmentation: UseAugmentation = _named("resized_crop")
     cutmix: float = Field(1.0, ge=0, le=1, description="chance that a batch is CutMixed")
     cutmix_alpha: float = Field(1.0, gt=0, description="CutMix's area is drawn from Beta(α, α)")
-    ensembler: _use(Ensembler) = "mean"
+    ensembler: UseEnsembler = _named("mean")
     block: int = Field(50, ge=1, description="epochs per file")
-
-    model_config = ConfigDict(validate_default=True)
 
 
 class Evaluation(Section):
     """Training students from scratch on the condensed set and on its baselines."""
 
-    students: tuple[_use(Backbone), ...] = Field(("convnet",), min_length=1)
+    students: tuple[UseBackbone, ...] = Field(cast(Any, ("convnet",)), min_length=1, validate_default=True)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     epochs: int = Field(300, ge=1)
     batch: int = Field(50, ge=1)
@@ -126,13 +143,11 @@ class Evaluation(Section):
     learning_rate: float = Field(1e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     weight_decay: float = Field(0.01, ge=0)
-    schedule: _use(Schedule) = "cosine"
-    objective: _use(Objective) = "mse_gt"
+    schedule: UseSchedule = _named("cosine")
+    objective: UseObjective = _named("mse_gt")
     test_every: int = Field(10, ge=1, description="epochs between two tests (the last is always tested)")
     distilled_hard: bool = Field(False, description="also train on the distilled images with hard labels")
     full: bool = Field(False, description="also train on the whole data set, as in [pretrain]")
-
-    model_config = ConfigDict(validate_default=True)
 
 
 class Recipe(Section):
@@ -141,15 +156,13 @@ class Recipe(Section):
     name: str = "unnamed"
     reproduces: str = Field("", description="the published table and row that this recipe reproduces")
     seed: int = Field(0, ge=0)
-    data: _use(Dataset) = "digits"
-    backbones: tuple[_use(Backbone), ...] = Field(("convnet",), min_length=1)
+    data: UseDataset = _named("digits")
+    backbones: tuple[UseBackbone, ...] = Field(cast(Any, ("convnet",)), min_length=1, validate_default=True)
     pretrain: Pretrain
     measure: Measure
     synthesis: Synthesis
     relabel: Relabel
     evaluation: Evaluation
-
-    model_config = ConfigDict(validate_default=True)
 
     def toml(self) -> str:
         """Return the recipe with every default written out, as TOML that makes an equal recipe."""

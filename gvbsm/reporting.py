@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gvbsm_registry import Registry, StageFinished, StageStarted, Step
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
+
+from gvbsm_registry import Registry, StageFinished, StageStarted, Step
 
 Event = StageStarted | Step | StageFinished
 HOOKS = {StageStarted: "gvbsm_stage_started", Step: "gvbsm_step", StageFinished: "gvbsm_stage_finished"}

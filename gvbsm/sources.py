@@ -6,14 +6,14 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
-from gvbsm_registry import Artifact, Split
-from gvbsm_registry.artifacts import digest, read, write
 from torch import Tensor, nn
 
 from gvbsm.stages import pretrain
 from gvbsm.taps import Taps
 from gvbsm.units import Unit
 from gvbsm.workspace import Workspace
+from gvbsm_registry import Artifact, Split
+from gvbsm_registry.artifacts import digest, read, write
 
 FEATURE_BATCH = 256
 

@@ -6,11 +6,11 @@ import io
 import statistics
 from typing import Any
 
-from gvbsm_registry import Registry
 from rich.console import Console
 from rich.table import Table
 
 from gvbsm.recipe import read_tables
+from gvbsm_registry import Registry
 
 WIDTH = 110
 

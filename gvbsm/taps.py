@@ -7,9 +7,10 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from gvbsm_registry import GvbsmError
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
+
+from gvbsm_registry import GvbsmError
 
 
 class Taps:

@@ -12,9 +12,8 @@ from torch.nn.functional import cross_entropy
 from gvbsm.workspace import Workspace
 
 if TYPE_CHECKING:
-    from gvbsm_registry import Schedule
-
     from gvbsm.recipe import Evaluation, Pretrain
+    from gvbsm_registry import Schedule
 
 TEST_BATCH = 500
 Loss = Callable[[Tensor], Tensor]

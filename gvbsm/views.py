@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from gvbsm_registry import View
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
+
+from gvbsm_registry import View
 
 if TYPE_CHECKING:
     from gvbsm_registry import Augmentation

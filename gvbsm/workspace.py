@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gvbsm_registry import Artifact, Executor, GvbsmError, Registry, Split, TensorSplit
-from gvbsm_registry.artifacts import digest
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gvbsm import __version__
 from gvbsm.recipe import Recipe
 from gvbsm.units import seed_of
+from gvbsm.version import __version__
+from gvbsm_registry import Artifact, Executor, GvbsmError, Registry, Split, TensorSplit
+from gvbsm_registry.artifacts import digest
 
 if TYPE_CHECKING:
     from gvbsm.reporting import Reporter

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from gvbsm_registry.artifacts import read
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -14,6 +13,7 @@ from gvbsm.distilled import LabelBlocks
 from gvbsm.training import Batch, Loss, fit, fit_real, sgd, top1
 from gvbsm.units import Payload, Unit, seed_of
 from gvbsm.workspace import Workspace
+from gvbsm_registry.artifacts import read
 
 STAGE = "evaluate"
 
@@ -118,7 +118,9 @@ def _batches(
         labelled = blocks.epoch(epoch)
         for index in _lots(torch.randperm(len(labels), generator=generator), recipe.evaluation.batch):
             truth = labelled.views.truth(labels, index, classes, side)
-            loss = _soft_loss(recipe.evaluation.objective, labelled.logits[index].to(device), truth.to(device))
+            loss = _soft_loss(
+                recipe.evaluation.objective, labelled.logits[index].to(device), truth.to(device)
+            )
             yield labelled.views.apply(images, index), loss
 
     def hard(epoch: int) -> Iterable[Batch]:

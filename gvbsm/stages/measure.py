@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from gvbsm_registry import Matcher
 from torch import Tensor, nn
 
 from gvbsm.matching import sites_of, statistics_of, target_name
@@ -11,6 +10,7 @@ from gvbsm.stages import pretrain
 from gvbsm.taps import Taps
 from gvbsm.units import Payload, Unit
 from gvbsm.workspace import Workspace
+from gvbsm_registry import Matcher
 
 STAGE = "measure"
 
@@ -32,9 +32,7 @@ def units(workspace: Workspace, backbones: list[Unit]) -> list[Unit]:
         }
         arguments = {"backbone": backbone, "matchers": matchers}
         place = workspace.store / "statistics"
-        planned.append(
-            Unit(STAGE, backbone.name, "statistics", place, depends, measure_backbone, arguments)
-        )
+        planned.append(Unit(STAGE, backbone.name, "statistics", place, depends, measure_backbone, arguments))
     return planned
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gvbsm_registry import Backbone, GvbsmError
 
 from gvbsm.training import fit_real, top1
 from gvbsm.units import Payload, Unit
 from gvbsm.workspace import Workspace
+from gvbsm_registry import Backbone, GvbsmError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from gvbsm_registry.artifacts import read
 from torch import Tensor, nn
 
 from gvbsm.stages import pretrain
 from gvbsm.units import Payload, Unit
 from gvbsm.views import EpochViews, draw
 from gvbsm.workspace import Workspace
+from gvbsm_registry.artifacts import read
 
 STAGE = "relabel"
 

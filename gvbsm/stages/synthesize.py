@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gvbsm_registry import Artifact, GvbsmError, Step
-from gvbsm_registry.artifacts import write
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -19,6 +17,8 @@ from gvbsm.stages import pretrain
 from gvbsm.taps import Taps
 from gvbsm.units import Payload, Unit
 from gvbsm.workspace import Workspace
+from gvbsm_registry import Artifact, GvbsmError, Step
+from gvbsm_registry.artifacts import write
 
 STAGE = "synthesize"
 

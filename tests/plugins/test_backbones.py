@@ -75,7 +75,7 @@ def test_recipe_tables_make_backbones_and_come_back() -> None:
         made = registry.create(Backbone, table)
         assert table.items() <= made.table().items()
         assert registry.create(Backbone, made.table()) == made
-    with pytest.raises(GvbsmError, match="wdith.*did you mean 'width'"):
+    with pytest.raises(GvbsmError, match=r"wdith.*did you mean 'width'"):
         registry.create(Backbone, {"use": "convnet", "wdith": 16})
 
 
@@ -152,9 +152,9 @@ def test_a_few_steps_fit_a_batch_and_evaluation_is_deterministic(backbone: type[
     model = backbone().build(4, 8, 1).train()
     labels = torch.arange(16) % 4
     images = torch.randn(4, 1, 8, 8)[labels] + 0.3 * torch.randn(16, 1, 8, 8)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(10):
+    for _ in range(12):
         loss = functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -453,9 +453,7 @@ def test_a_failed_download_says_what_and_what_else(monkeypatch: pytest.MonkeyPat
         Torchvision(variant="resnet18", weights="DEFAULT"),
         Timm(variant="resnet10t", weights="DEFAULT"),
     ):
-        with pytest.raises(
-            GvbsmError, match=r"could not be fetched .*no route to host.*local file"
-        ) as caught:
+        with pytest.raises(GvbsmError, match=r"could not be fetched .*no route.*local file") as caught:
             backbone.build(3, 32, 3)
         assert str(caught.value).startswith(f"{backbone.title}: ")
 
@@ -571,6 +569,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_payload_is_refused_and_not_executed(tmp_path: Path) -> None:
     trace = tmp_path / "executed"
     evil = {"state_dict": NET.build(3, 8, 1).state_dict(), "extra": Payload(trace)}
