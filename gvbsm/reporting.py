@@ -22,7 +22,7 @@ HOOKS = {StageStarted: "gvbsm_stage_started", Step: "gvbsm_step", StageFinished:
 
 
 class Reporter:
-    """Use as a context around a run. `quiet` shows no progress bar (nor does an output that is no terminal)."""
+    """Use as a context around a run. With `quiet`, or where the output is no terminal, there are no bars."""
 
     def __init__(self, log: Path | None, registry: Registry, quiet: bool = False) -> None:
         self.registry = registry

@@ -152,7 +152,7 @@ class BatchMoments(torch.autograd.Function):
         return mean, variance.clamp_(min=0)
 
     @staticmethod
-    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> Tensor:
         batch, mean = ctx.saved_tensors
         scale = grad_variance * (2 / batch.shape[1])
         offset = grad_mean / batch.shape[1] - scale * mean

@@ -132,7 +132,7 @@ def _batches(
 
 
 def _lots(order: Tensor, size: int) -> Iterable[Tensor]:
-    """Split `order` into lots of `size`; a last lot of one image joins the one before (BatchNorm needs two)."""
+    """Split `order` into lots of `size`; a lone last image joins the lot before (BatchNorm needs two)."""
     lots = list(order.split(size))
     if len(lots) > 1 and len(lots[-1]) == 1:
         lots[-2:] = [torch.cat(lots[-2:])]

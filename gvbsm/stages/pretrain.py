@@ -106,8 +106,8 @@ def check(workspace: Workspace, planned: list[Unit]) -> None:
         accuracy = artifact.meta["top1"]
         if accuracy < floor:
             raise GvbsmError(
-                f"backbone {unit.name!r} reaches {accuracy:.1%} on the test split, below the {floor:.1%} that "
-                "it needs (chance, or pretrain.floor); train longer (--set pretrain.epochs=N), give it "
+                f"backbone {unit.name!r} reaches {accuracy:.1%} on the test split, below the {floor:.1%} "
+                "that it needs (chance, or pretrain.floor); train longer (--set pretrain.epochs=N), give it "
                 "weights or leave it out"
             )
 

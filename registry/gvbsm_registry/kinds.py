@@ -170,7 +170,7 @@ class Source(Protocol):
         """uint8 images [n, C, H, W] as normalised floats on the run's device."""
 
     def remember(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return `compute()`, kept in the store under `what`, the data set and the seed."""
+        """Return `compute()`, kept in the store under `what`, the data set, the backbone and the seed."""
 
 
 class Initializer(Component):

@@ -56,6 +56,6 @@ class TensorSplit(Split):
     def digest(self) -> str:
         made = hashlib.sha256("\0".join(self.classes).encode())
         made.update(repr(tuple(self.images.shape)).encode())
-        made.update(self.images.contiguous().cpu().numpy())
-        made.update(self.labels.contiguous().cpu().numpy())
+        made.update(self.images.contiguous().cpu().numpy().data)
+        made.update(self.labels.contiguous().cpu().numpy().data)
         return made.hexdigest()

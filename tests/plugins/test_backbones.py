@@ -189,7 +189,7 @@ def plain_convnet(state: dict[str, Tensor], images: Tensor, depth: int) -> Tenso
         x = (x - mean) / (variance + 1e-5).sqrt() * scale[:, None, None] + shift[:, None, None]
         x = x * (x > 0)
         side = x.shape[-1] // 2
-        if side > 1 or block == depth - 1:
+        if side >= 4 or block == depth - 1:
             x = x[..., : 2 * side, : 2 * side]
             x = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
     return x.flatten(1) @ parts[-2].T + parts[-1]
