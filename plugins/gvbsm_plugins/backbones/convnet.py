@@ -39,15 +39,16 @@ class ConvNet(WeightedBackbone):
 
         if side < 2:
             raise GvbsmError(f"{self.title}: needs images of at least 2×2 pixels, not {side}×{side}")
-        layers: list[nn.Module] = []
-        for block in range(self.depth):
-            layers.append(nn.Conv2d(channels, self.width, 3, padding=1))
-            layers.append(nn.GroupNorm(self.width, self.width))
-            layers.append(nn.ReLU())
-            if side // 2 >= SMALLEST_MAP or block == self.depth - 1:
-                layers.append(nn.AvgPool2d(2))
+        # Named, so that a pool left out changes no other layer's name.
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for block in range(1, self.depth + 1):
+            layers[f"conv{block}"] = nn.Conv2d(channels, self.width, 3, padding=1)
+            layers[f"norm{block}"] = nn.GroupNorm(self.width, self.width)
+            layers[f"relu{block}"] = nn.ReLU()
+            if side // 2 >= SMALLEST_MAP or block == self.depth:
+                layers[f"pool{block}"] = nn.AvgPool2d(2)
                 side //= 2
             channels = self.width
         classifier = nn.Linear(self.width * side * side, classes)
-        parts = {"features": nn.Sequential(*layers), "flatten": nn.Flatten(), "classifier": classifier}
+        parts = {"features": nn.Sequential(layers), "flatten": nn.Flatten(), "classifier": classifier}
         return nn.Sequential(OrderedDict(parts))
