@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from gvbsm import completion, estimate_command, result_commands
+from gvbsm.plugin_commands import plugins_command
 from gvbsm.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
+PLUGINS = "GVBSM_PLUGINS"
+COMPONENTS = {
+    "matcher": ("synthesis.matchers", True),
+    "backbone": ("backbones", True),
+    "regularizer": ("synthesis.regularizers", True),
+    "initializer": ("synthesis.initializer", False),
+    "augmentation": ("synthesis.augmentation", False),
+    "schedule": ("synthesis.schedule", False),
+    "ensembler": ("relabel.ensembler", False),
+    "objective": ("evaluation.objective", False),
+}
+"""By flag: the recipe's key that it sets, and whether that is a list."""
 STAGES = {
     "pretrain": "Train the backbones of a run [squeeze].",
     "measure": "Record the real data's statistics.",
@@ -31,7 +47,8 @@ class _Group(click.Group):
             click.echo("stopped; the same command goes on from here", err=True)
             sys.exit(130)
         except Exception as error:
-            if type(error).__name__ != "GvbsmError":
+            # by name, for importing the class would cost `--help` its speed; plugins may derive from it
+            if "GvbsmError" not in (base.__name__ for base in type(error).__mro__):
                 raise
             click.echo(f"gvbsm: {error}", err=True)
             sys.exit(2)
@@ -39,19 +56,58 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gvbsm")
-def main() -> None:
+@click.option("--no-plugins", is_flag=True, help="Load the built-in plugins only.")
+@click.pass_context
+def main(context: click.Context, no_plugins: bool) -> None:
     """Condense an image data set into a few synthetic images per class."""
+    if no_plugins:
+        context.with_resource(_built_in_only())
+
+
+@contextmanager
+def _built_in_only() -> Iterator[None]:
+    """As an environment variable, so that worker processes load no other plugins either."""
+    before = os.environ.get(PLUGINS)
+    os.environ[PLUGINS] = "gvbsm"
+    try:
+        yield
+    finally:
+        del os.environ[PLUGINS]
+        if before is not None:
+            os.environ[PLUGINS] = before
+
+
+class _Place(click.Path):
+    """A folder as a path, or a URL such as s3://bucket/folder as it is."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        scheme = value.partition(":")[0] if isinstance(value, str) and ":" in value else ""
+        if len(scheme) > 1 and scheme.isalnum():  # a single letter is a drive
+            return value
+        return super().convert(value, parameter, context)
 
 
 def _where(function: F) -> F:
     """Add the options that say where a run happens, which are no part of the recipe."""
     for option in (
+        click.option(
+            "--report/--no-report",
+            default=True,
+            envvar="GVBSM_REPORT",
+            help="Whether to end with OUT/report.html and OUT/README.md. [default: --report]",
+        ),
         click.option("--quiet", is_flag=True, help="No progress bars."),
-        click.option("--executor", default="local", help="Where units of work run: NAME[:key=value,...]."),
+        click.option(
+            "--executor",
+            default="local",
+            shell_complete=completion.components("executor"),
+            help="Where units of work run: NAME[:key=value,...].",
+        ),
         click.option("--device", default="auto", help="auto, cpu or cuda."),
         click.option(
             "--store",
-            type=click.Path(path_type=Path),
+            type=_Place(path_type=Path),
+            metavar="FOLDER|URL",
             help="Backbones and statistics shared between runs. [default: the user's cache folder]",
         ),
     ):
@@ -60,61 +116,69 @@ def _where(function: F) -> F:
 
 
 def _component_options(function: F) -> F:
-    for flag, what in (
-        ("--regularizer", "Use exactly these regularizers (repeatable)."),
-        ("--backbone", "Use exactly these backbones (repeatable)."),
-        ("--matcher", "Use exactly these matchers (repeatable)."),
-    ):
-        text = f"{what} NAME[:key=value,...]"
-        function = click.option(flag, multiple=True, metavar="NAME", help=text)(function)
+    for kind, (key, repeatable) in reversed(COMPONENTS.items()):
+        what = f"Use exactly these {kind}s (repeatable)" if repeatable else f"Use this {kind}"
+        function = click.option(
+            f"--{kind}",
+            multiple=repeatable,
+            metavar="NAME",
+            shell_complete=completion.components(kind),
+            help=f"{what}, {key} in the recipe. NAME[:key=value,...]",
+        )(function)
     return function
 
 
-@main.command("run")
-@click.argument("recipe", default="digits")
-@click.option("--ipc", type=int, help="Images per class.")
-@_component_options
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any key of the recipe.")
-@click.option("--data", type=click.Path(path_type=Path), help="The data set's folder (data.root).")
-@click.option("--out", type=click.Path(path_type=Path), help="The run folder. [default: runs/RECIPE-DIGEST]")
-@click.option("--seed", type=int, help="The recipe's seed.")
-@_where
-def run_command(
-    recipe: str,
-    ipc: int | None,
-    matcher: tuple[str, ...],
-    backbone: tuple[str, ...],
-    regularizer: tuple[str, ...],
-    settings: tuple[str, ...],
-    data: Path | None,
-    out: Path | None,
-    seed: int | None,
-    **where: Any,
-) -> None:
-    """Run a recipe from data to accuracies; RECIPE is a name (see `gvbsm recipes`) or a file.
+def _recipe_options(function: F) -> F:
+    """Add the argument RECIPE and the options that change the recipe; `_overrides` takes their values."""
+    for option in (
+        click.option("--seed", type=int, help="The recipe's seed."),
+        click.option("--data", type=click.Path(path_type=Path), help="The data set's folder (data.root)."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any key of the recipe."
+        ),
+        _component_options,
+        click.option("--ipc", type=int, help="Images per class."),
+        click.argument("recipe", default="digits", shell_complete=completion.recipes),
+    ):
+        function = option(function)
+    return function
 
-    Run again to go on after an interruption: finished work is reused.
-    """
-    from gvbsm.recipe import parse_component
 
-    overrides: list[tuple[str, Any]] = [("data.root", str(data))] if data else []
+def _overrides(options: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Take the values of `_recipe_options` out of a command's `options`; return pairs of key and value."""
+    from gvbsm.options import parse_component
+
+    data, ipc, seed = (options.pop(name) for name in ("data", "ipc", "seed"))
+    # absolute, so that the resolved recipe finds the data from any working directory
+    root = [str(data.expanduser().absolute())] if data else []
+    overrides: list[tuple[str, Any]] = [("data.root", path) for path in root]
     if ipc is not None:
         overrides.append(("synthesis.ipc", ipc))
     if seed is not None:
         overrides.append(("seed", seed))
-    for key, names in (
-        ("synthesis.matchers", matcher),
-        ("backbones", backbone),
-        ("synthesis.regularizers", regularizer),
-    ):
-        if names:
-            overrides.append((key, [parse_component(name) for name in names]))
-    overrides += _settings(settings)
-    _run(recipe, out, overrides, where)
+    for kind, (key, repeatable) in COMPONENTS.items():
+        given = options.pop(kind)
+        if given:
+            table = [parse_component(name) for name in given] if repeatable else parse_component(given)
+            overrides.append((key, table))
+    return overrides + _settings(options.pop("settings"))
+
+
+@main.command("run")
+@_recipe_options
+@click.option("--out", type=click.Path(path_type=Path), help="The run folder. [default: runs/RECIPE-DIGEST]")
+@_where
+def run_command(recipe: str, out: Path | None, **rest: Any) -> None:
+    """Run a recipe from data to accuracies; RECIPE is a name (see `gvbsm recipes`) or a file.
+
+    Run again to go on after an interruption: finished work is reused.
+    """
+    overrides = _overrides(rest)
+    _run(recipe, out, overrides, rest)
 
 
 def _settings(settings: tuple[str, ...]) -> list[tuple[str, Any]]:
-    from gvbsm.recipe import parse_value
+    from gvbsm.options import parse_value
     from gvbsm_registry import GvbsmError
 
     pairs = []
@@ -134,7 +198,7 @@ def _run(
     until: str = "evaluate",
 ) -> None:
     from gvbsm import pipeline
-    from gvbsm.recipe import parse_component
+    from gvbsm.options import parse_component
 
     executor = parse_component(where.pop("executor"))
     folder = pipeline.run(recipe, out=out, overrides=overrides, until=until, executor=executor, **where)
@@ -168,13 +232,9 @@ def recipes_command() -> None:
     click.echo(recipe_table(discover()))
 
 
-@main.command("plugins")
-def plugins_command() -> None:
-    """List the plugins, what they add and what is wrong with them."""
-    from gvbsm.tables import plugin_table
-    from gvbsm_registry import discover
-
-    click.echo(plugin_table(discover()))
+main.add_command(plugins_command)
+result_commands.register(main, _where, _settings)
+estimate_command.register(main, _recipe_options, _overrides)
 
 
 if __name__ == "__main__":

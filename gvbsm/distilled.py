@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gvbsm.labels import codec_of, logits_of, views_of
 from gvbsm.views import EpochViews
-from gvbsm_registry import GvbsmError
+from gvbsm_registry import Artifact, Codec, GvbsmError
 from gvbsm_registry.artifacts import peek, read
 
 LABEL_FILES = "labels-*.safetensors"
@@ -59,8 +61,11 @@ class DistilledDataset(torch.utils.data.Dataset):
 
     def normalized(self) -> Tensor:
         """All images, float32 [N, C, H, W]: (pixel / 255 - mean) / std."""
+        return self._normalize(self.images)
+
+    def _normalize(self, images: Tensor) -> Tensor:
         mean, std = (torch.tensor(part)[:, None, None] for part in (self.mean, self.std))
-        return (self.images.float() / 255 - mean) / std
+        return (images.float() / 255 - mean) / std
 
     def epoch(self, number: int) -> LabelledViews:
         """Return the views and logits of one epoch; raises GvbsmError if there are no soft labels."""
@@ -74,12 +79,14 @@ class DistilledDataset(torch.utils.data.Dataset):
         if not 0 <= index < len(self):
             raise IndexError(index)
         if self._epoch is None:
-            mean, std = (torch.tensor(part)[:, None, None] for part in (self.mean, self.std))
-            return (self.images[index].float() / 255 - mean) / std, int(self.labels[index])
-        at = torch.tensor([index])
-        views, side = self._epoch.views, self.images.shape[-1]
-        truth = views.truth(self.labels, at, len(self.classes), side)[0]
-        return views.apply(self.normalized(), at)[0], self._epoch.logits[index], truth
+            return self._normalize(self.images[index]), int(self.labels[index])
+        # The image and the one pasted into it are all that an item needs, however large the set is.
+        views = self._epoch.views
+        pair = torch.stack([torch.tensor(index), views.partners[index]])
+        alone = EpochViews(views.view.select(pair), torch.tensor([1, 1]), views.boxes[pair])
+        at, side = torch.tensor([0]), self.images.shape[-1]
+        view = alone.apply(self._normalize(self.images[pair]), at)[0]
+        return view, self._epoch.logits[index], alone.truth(self.labels[pair], at, len(self.classes), side)[0]
 
     def batches(
         self, epoch: int, size: int, generator: torch.Generator | None = None
@@ -99,14 +106,13 @@ class LabelBlocks:
     def __init__(self, folder: Path, images_key: str) -> None:
         self.folder = folder
         self._files: list[tuple[int, int, Path]] = []
+        self._codec: Codec | None = None
         for path in sorted(folder.glob(LABEL_FILES)):
-            import json
-
             meta = json.loads(peek(path)["meta"])
             if meta["images"] != images_key:
                 raise GvbsmError(f"{path}: labels other images than those beside it; relabel them")
             self._files.append((meta["first_epoch"], meta["epochs"], path))
-        self._open: tuple[Path, dict[str, Tensor]] | None = None
+        self._open: tuple[Path, Artifact] | None = None
 
     @property
     def epochs(self) -> int:
@@ -119,10 +125,22 @@ class LabelBlocks:
     def epoch(self, number: int) -> LabelledViews:
         if not self._files:
             raise GvbsmError(f"{self.folder}: holds no soft labels; run the relabel stage")
+        self._check_complete()
         number %= self.epochs
         first, _, path = next(f for f in self._files if f[0] <= number < f[0] + f[1])
         if self._open is None or self._open[0] != path:
-            self._open = path, read(path, "labels").tensors
-        tensors = self._open[1]
-        views = EpochViews.from_tensors(tensors, number - first)
-        return LabelledViews(views, tensors["logits"][number - first].float())
+            self._open = path, read(path, "labels")
+        artifact = self._open[1]
+        if self._codec is None or self._codec.table() != artifact.meta.get("codec"):
+            self._codec = codec_of(artifact.meta, path)
+        logits = logits_of(artifact.tensors, number - first, self._codec, len(artifact.meta["classes"]))
+        return LabelledViews(views_of(artifact.tensors, number - first, len(logits)), logits)
+
+    def _check_complete(self) -> None:
+        expected = 0
+        for first, count, _ in self._files:
+            if first != expected:
+                raise GvbsmError(
+                    f"{self.folder}: lacks the labels of epoch {expected}; run the relabel stage"
+                )
+            expected += count

@@ -13,7 +13,7 @@ from gvbsm_registry import GvbsmError, Matcher
 from gvbsm_registry.artifacts import digest
 
 if TYPE_CHECKING:
-    from gvbsm_registry import Activation
+    pass
 
 
 def target_name(matcher: Matcher, site: str, statistic: str) -> str:
@@ -89,37 +89,54 @@ class Matching:
                 {name: Statistic([t[name].to(parameter) for t in targets], groups, start) for name in names}
             )
         self.terms = _term_names(self.matchers)
+        number = {site: index for index, site in enumerate(self.sites)}
+        device = parameter.device
+        self.positions = [
+            torch.tensor([number[site] for site in sites], device=device) for sites in self.sites_by_matcher
+        ]
+        self.weights = [
+            torch.tensor([matcher.first] + [1.0] * (len(sites) - 1), device=device)
+            for matcher, sites in zip(self.matchers, self.sites_by_matcher, strict=True)
+        ]
 
-    def losses(self, activations: Mapping[str, GroupedActivation], uniforms: Tensor) -> dict[str, Tensor]:
+    def statistics_of(self, activations: Mapping[str, GroupedActivation]) -> list[Tensor]:
+        """Return each matcher's statistics of the image batches, flat over its sites: [G, D] each.
+
+        In the order of matchers, then of their statistics; `losses` takes them.
+        """
+        flat = []
+        for matcher, sites, statistics in zip(
+            self.matchers, self.sites_by_matcher, self.statistics, strict=True
+        ):
+            values = [
+                [matcher.statistics(activations[site].group(index)) for index in range(self.groups)]
+                for site in sites
+            ]
+            for name in statistics:
+                rows = [
+                    torch.cat([at_site[index][name].reshape(-1) for at_site in values])
+                    for index in range(self.groups)
+                ]
+                flat.append(torch.stack(rows))
+        return flat
+
+    def losses(self, statistics: Sequence[Tensor], uniforms: Tensor) -> dict[str, Tensor]:
         """Return each matcher's weighted term, summed over the image batches, by term name.
 
-        uniforms: [G, number of self.sites] in 0..1; a matcher skips a site where its `drop` exceeds it, so
-        that matchers with equal β_dr skip the same sites.
+        statistics: from `statistics_of`. uniforms: [G, number of self.sites] in 0..1; a matcher skips a site
+        where its `drop` exceeds it, so that matchers with equal β_dr skip the same sites.
         """
-        uniform = dict(zip(self.sites, uniforms.unbind(1), strict=True))
+        current = iter(statistics)
         found = {}
-        for term, matcher, sites, statistics in zip(
-            self.terms, self.matchers, self.sites_by_matcher, self.statistics, strict=True
-        ):
-            keep = torch.stack([uniform[site] for site in sites], 1) >= matcher.drop
-            weights = torch.ones(len(sites), device=keep.device)
-            weights[0] = matcher.first
-            values = [self._flat(matcher, activations[site]) for site in sites]
+        for place, (term, matcher) in enumerate(zip(self.terms, self.matchers, strict=True)):
+            keep = uniforms[:, self.positions[place]] >= matcher.drop
             norms = [
-                statistic.norms(torch.cat([value[name] for value in values], 1), keep, matcher.momentum)
-                for name, statistic in statistics.items()
+                statistic.norms(next(current), keep, matcher.momentum)
+                for statistic in self.statistics[place].values()
             ]
             total = torch.stack(norms).sum(0)
-            found[term] = matcher.weight * (total * (weights * keep)).sum()
+            found[term] = matcher.weight * (total * (self.weights[place] * keep)).sum()
         return found
-
-    def _flat(self, matcher: Matcher, activation: GroupedActivation) -> dict[str, Tensor]:
-        """Return a matcher's statistics at one site, each [G, its size]."""
-        by_group = [matcher.statistics(activation.group(index)) for index in range(self.groups)]
-        return {
-            name: torch.stack([statistics[name].reshape(-1) for statistics in by_group])
-            for name in by_group[0]
-        }
 
 
 def _targets(
@@ -142,8 +159,3 @@ def _term_names(matchers: Sequence[Matcher]) -> list[str]:
         title if titles.count(title) == 1 else f"{title}-{titles[: position + 1].count(title)}"
         for position, title in enumerate(titles)
     ]
-
-
-def statistics_of(matcher: Matcher, activation: Activation) -> dict[str, Tensor]:
-    """Return one batch's statistics in float64 on the CPU, for summing over a data set."""
-    return {name: value.detach().double().cpu() for name, value in matcher.statistics(activation).items()}

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 
 from gvbsm import recipe as recipes
 from gvbsm.recipe import Recipe
+from gvbsm.report import after_run
 from gvbsm.reporting import Reporter
+from gvbsm.scores import csv_text
 from gvbsm.stages import evaluate, measure, pretrain, relabel, synthesize
 from gvbsm.units import Unit, execute
-from gvbsm.workspace import Workspace
+from gvbsm.workspace import Workspace, open_store
 from gvbsm_registry import Executor, GvbsmError, Registry, discover
-from gvbsm_registry.artifacts import digest, read, write_text
+from gvbsm_registry.artifacts import digest, read, remove_leftovers, write_text
 
 STAGES = ("pretrain", "measure", "synthesize", "relabel", "evaluate")
 
@@ -33,12 +34,14 @@ def run(
     executor: str | dict[str, Any] = "local",
     until: str = "evaluate",
     quiet: bool = True,
+    report: bool = True,
     registry: Registry | None = None,
 ) -> Path:
     """Do what `gvbsm run` does and return the run folder.
 
     recipe: a name, a path or a Recipe. overrides: pairs of dotted key and value, for a name or path.
-    until: the last stage to run. Finished work in `out` and `store` is reused.
+    store: a folder, or a URL that fsspec opens. until: the last stage to run. Finished work in `out` and
+    `store` is reused. report: whether to end with report.html and README.md.
     Raises GvbsmError for whatever the user can put right.
     """
     if until not in STAGES:
@@ -46,13 +49,22 @@ def run(
     registry = discover() if registry is None else registry
     loaded = recipe if isinstance(recipe, Recipe) else recipes.load(recipe, registry, overrides)
     folder = Path(out).expanduser() if out else Path("runs") / f"{loaded.name}-{_short(loaded)}"
-    store_folder = Path(store).expanduser() if store else user_cache_path("gvbsm", False)
+    store_folder, remote = open_store(store)
     where = choose_device(device)
     runner = registry.create(Executor, executor)
-    claim(folder, loaded)
+    _check_folder(folder, "--out")
+    _check_folder(store_folder, "--store")
+    claimed = is_claimed(folder, loaded, registry)
     with Reporter(folder / "log.jsonl", registry, quiet) as reporter:
-        workspace = Workspace(loaded, registry, folder, store_folder, where, reporter, runner)
+        workspace = Workspace(loaded, registry, folder, store_folder, where, reporter, runner, remote)
+        # before anything is written, so that a wrong path leaves no folder claimed by a wrong recipe
+        check_data(workspace)
+        check_backbones(workspace)
+        if not claimed:
+            write_text(folder / "recipe.toml", loaded.toml())
         run_stages(workspace, until)
+        if report and until == "evaluate":
+            after_run(workspace)
     return folder
 
 
@@ -64,28 +76,71 @@ def choose_device(name: str) -> torch.device:
     """Return the device called "auto", "cpu" or "cuda"; raises GvbsmError if there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise GvbsmError("--device cuda: this machine has no usable CUDA device; use --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise GvbsmError(f"--device {name}: unknown device; use auto, cpu or cuda") from error
+    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+        raise GvbsmError(f"--device {name}: unknown device; use auto, cpu or cuda")
+    found = torch.device(name)
+    if found.type == "cuda" and not (found.index or 0) < torch.cuda.device_count():
+        raise GvbsmError(f"--device {name}: this machine has no such CUDA device; use --device cpu")
+    return found
 
 
-def claim(folder: Path, recipe: Recipe) -> None:
-    """Make `folder` the run folder of `recipe` by writing the resolved recipe into it.
+def _check_folder(folder: Path, flag: str) -> None:
+    """Raise GvbsmError if `folder`, or what is to hold it, is no folder: hours before it is written to."""
+    for place in (folder, *folder.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise GvbsmError(f"{flag} {folder}: {place} is no folder; give another {flag}")
+            return
 
-    Raises GvbsmError, changing nothing, if it is the folder of another recipe.
+
+def is_claimed(folder: Path, recipe: Recipe, registry: Registry) -> bool:
+    """Tell whether `folder` is the run folder of `recipe` already.
+
+    Raises GvbsmError, naming the keys that differ, if it is the folder of another recipe.
     """
     path = folder / "recipe.toml"
-    text = recipe.toml()
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise GvbsmError(
-            f"{folder}: holds a run of another recipe (see its recipe.toml); give another --out, or change "
-            "its recipe.toml and run single stages on it"
-        )
     if not path.exists():
-        write_text(path, text)
+        return False
+    found = recipes.load(path, registry)
+    if found != recipe:
+        differ = ", ".join(_differences(found.tables(), recipe.tables()))
+        raise GvbsmError(
+            f"{folder}: holds a run of another recipe (its recipe.toml differs in {differ}); give another "
+            "--out, or change its recipe.toml and run single stages on it"
+        )
+    return True
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], above: str = "") -> list[str]:
+    """Return the dotted keys in which two recipes' tables differ."""
+    found = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(key), theirs.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += _differences(one, other, f"{above}{key}.")
+        elif one != other:
+            found.append(above + key)
+    return found
+
+
+def check_data(workspace: Workspace) -> None:
+    """Open both splits; raises GvbsmError, before hours are spent, if they can't serve this recipe."""
+    classes = workspace.test.classes  # opening the test split compares them with the training split's
+    counts = torch.bincount(workspace.train.labels, minlength=len(classes))
+    smallest = int(counts.argmin())
+    if int(counts[smallest]) < workspace.recipe.synthesis.ipc:
+        raise GvbsmError(
+            f"class {classes[smallest]!r} has {int(counts[smallest])} training images, too few for "
+            f"{workspace.recipe.synthesis.ipc} per class; lower synthesis.ipc (--ipc)"
+        )
+
+
+def check_backbones(workspace: Workspace) -> None:
+    """Build every backbone and student once; raises GvbsmError, before hours are spent, if one can't be."""
+    recipe = workspace.recipe
+    with torch.random.fork_rng(devices=[]):
+        for backbone in (*recipe.backbones, *recipe.evaluation.students):
+            backbone.build(len(workspace.classes), workspace.train.side, workspace.train.channels)
 
 
 def reopen(folder: Path) -> Path:
@@ -99,23 +154,23 @@ def reopen(folder: Path) -> Path:
 def run_stages(workspace: Workspace, until: str = "evaluate") -> None:
     """Run all stages up to `until`; finished units are reused."""
     wanted = STAGES[: STAGES.index(until) + 1]
-    tidy(workspace.out)
+    tidy(workspace.out, workspace.store)
     backbones = pretrain.units(workspace)
-    _labels_exist(workspace)
     execute(workspace, "pretrain", backbones)
     pretrain.check(workspace, backbones)
     statistics = measure.units(workspace, backbones)
     if "measure" in wanted:
+        if shards := measure.shards(statistics):
+            execute(workspace, "measure shards", shards)
         execute(workspace, "measure", statistics)
     images: dict[str, Unit] = {}
     labels: dict[str, list[Unit]] = {}
     if "synthesize" in wanted:
         parts = synthesize.units(workspace, backbones, statistics)
         execute(workspace, "synthesize", parts)
-        images = {
-            "distilled": synthesize.assembly(workspace, parts),
-            "random": synthesize.random_set(workspace),
-        }
+        images = {"distilled": synthesize.assembly(workspace, parts)}
+        if workspace.recipe.evaluation.random:
+            images["random"] = synthesize.random_set(workspace)
         execute(workspace, "assemble", list(images.values()))
     if "relabel" in wanted:
         labels = {name: relabel.units(workspace, unit, backbones) for name, unit in images.items()}
@@ -128,33 +183,12 @@ def run_stages(workspace: Workspace, until: str = "evaluate") -> None:
         write_results(workspace.out / "results.json", planned)
 
 
-def _labels_exist(workspace: Workspace) -> None:
-    """Raise GvbsmError before hours are spent if a class has fewer images than the set is to have."""
-    counts = torch.bincount(workspace.train.labels, minlength=len(workspace.classes))
-    smallest = int(counts.argmin())
-    if int(counts[smallest]) < workspace.recipe.synthesis.ipc:
-        raise GvbsmError(
-            f"class {workspace.classes[smallest]!r} has {int(counts[smallest])} training images, too few for "
-            f"{workspace.recipe.synthesis.ipc} per class; lower synthesis.ipc (--ipc)"
-        )
-
-
-def tidy(folder: Path) -> None:
-    """Remove the temporary files that a killed run left in its folder."""
-    for path in folder.rglob(".*.tmp"):
-        process = path.name.rsplit(".", 2)[-2].split("-")[0]
-        if not (process.isdecimal() and _alive(int(process))):
-            path.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+def tidy(out: Path, store: Path) -> None:
+    """Remove the temporary files that killed runs left in the run folder and the store."""
+    for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
+        remove_leftovers(folder)
+    for folder in (store, *(path for path in store.glob("*") if path.is_dir())):
+        remove_leftovers(folder)
 
 
 def _drop_stale_labels(folder: Path, planned: list[Unit]) -> None:
@@ -169,6 +203,7 @@ def write_results(path: Path, planned: list[Unit]) -> None:
     """Write results.json from the finished evaluation units."""
     records = [unit.read().meta["record"] for unit in planned]
     write_text(path, json.dumps({"schema": 1, "records": records}, indent=1) + "\n")
+    write_text(path.with_suffix(".csv"), csv_text(records))
 
 
 def results(folder: Path) -> list[dict[str, Any]]:

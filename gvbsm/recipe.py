@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -14,6 +15,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from gvbsm_registry import (
     Augmentation,
     Backbone,
+    Codec,
     Component,
     Dataset,
     Ensembler,
@@ -62,6 +64,7 @@ UseInitializer = Annotated[Initializer, _Use(Initializer)]
 UseAugmentation = Annotated[Augmentation, _Use(Augmentation)]
 UseSchedule = Annotated[Schedule, _Use(Schedule)]
 UseEnsembler = Annotated[Ensembler, _Use(Ensembler)]
+UseCodec = Annotated[Codec, _Use(Codec)]
 UseObjective = Annotated[Objective, _Use(Objective)]
 
 
@@ -73,7 +76,7 @@ def _named(default: Any) -> Any:
 class Section(BaseModel):
     """A table of the recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Pretrain(Section):
@@ -94,6 +97,7 @@ class Measure(Section):
 
     batch: int = Field(64, ge=1)
     augmentation: UseAugmentation = _named("crop_flip_roll")
+    shards: int = Field(1, ge=1, description="parts of the data that are measured by themselves, then merged")
 
 
 class Synthesis(Section):
@@ -117,6 +121,13 @@ class Synthesis(Section):
     regularizers: tuple[UseRegularizer, ...] = _named(("dd",))
     initializer: UseInitializer = _named("noise")
     augmentation: UseAugmentation = _named("crop_flip_roll")
+    group: int = Field(
+        0, ge=0, description="image batches optimised in one forward pass; 0: by the device's memory"
+    )
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="compile the step with its taps; auto: if there are steps enough to earn it back"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the backbones' forward pass")
     log_every: int = Field(10, ge=1, description="steps, for each backbone, between two log lines")
 
 
@@ -129,6 +140,13 @@ class Relabel(Section):
     cutmix: float = Field(1.0, ge=0, le=1, description="chance that a batch is CutMixed")
     cutmix_alpha: float = Field(1.0, gt=0, description="CutMix's area is drawn from Beta(α, α)")
     ensembler: UseEnsembler = _named("mean")
+    codec: UseCodec = _named("fp16")
+    keep: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the epochs that are labelled; students see these in turn",
+    )
     block: int = Field(50, ge=1, description="epochs per file")
 
 
@@ -147,6 +165,11 @@ class Evaluation(Section):
     objective: UseObjective = _named("mse_gt")
     test_every: int = Field(10, ge=1, description="epochs between two tests (the last is always tested)")
     distilled_hard: bool = Field(False, description="also train on the distilled images with hard labels")
+    random: bool = Field(True, description="also train on as many random real images, the baseline")
+    plain: bool = Field(
+        False,
+        description="also train on distilled and random images, hard labels, without augmentation (ARS)",
+    )
     full: bool = Field(False, description="also train on the whole data set, as in [pretrain]")
 
 
@@ -182,6 +205,7 @@ def load(source: str | Path, registry: Registry, overrides: Sequence[tuple[str, 
     tables = read_tables(path)
     tables.setdefault("name", path.stem)
     for key, value in overrides:
+        _write_out_list(tables, key)
         override(tables, key, value)
     return make(tables, registry, where=str(path))
 
@@ -220,6 +244,19 @@ def make(tables: Mapping[str, Any], registry: Registry, where: str) -> Recipe:
         raise GvbsmError(f"recipe {where}: {explain(error, Recipe)}") from error
 
 
+def _write_out_list(tables: dict[str, Any], key: str) -> None:
+    """Write out the list that `key` leads into (`synthesis.matchers.0`), where it was left to its default."""
+    fields, table = Recipe.model_fields, tables
+    for part, below in pairwise(key.split(".")):
+        field = fields.get(part)
+        if field is None or not isinstance(table, dict):
+            return
+        if below.isdecimal() and isinstance(field.default, tuple):
+            table.setdefault(part, list(field.default))
+            return
+        fields, table = getattr(field.annotation, "model_fields", {}), table.setdefault(part, {})
+
+
 def override(tables: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key such as `synthesis.matchers.0.momentum` in plain tables.
 
@@ -249,42 +286,3 @@ def _position(place: list[Any], part: str, key: str) -> int:
     if isinstance(place[position], str):
         place[position] = {"use": place[position]}
     return position
-
-
-def parse_value(text: str) -> Any:
-    """Return the TOML value that `text` spells, or `text` itself if it spells none."""
-    try:
-        return tomllib.loads(f"value = {text}\n")["value"]
-    except (tomllib.TOMLDecodeError, KeyError, RecursionError):
-        return text
-
-
-def parse_component(text: str) -> dict[str, Any]:
-    """Return the table that `NAME` or `NAME:key=value,key=value` describes.
-
-    Commas inside brackets or quotes belong to the value. Raises GvbsmError if an option has no `=`.
-    """
-    name, _, rest = text.partition(":")
-    table: dict[str, Any] = {"use": name}
-    for item in _split_options(rest):
-        key, equals, value = item.partition("=")
-        if not equals or not key.strip():
-            raise GvbsmError(f"{text!r}: {item!r} is no option; write NAME:key=value,key=value")
-        table[key.strip()] = parse_value(value)
-    return table
-
-
-def _split_options(text: str) -> list[str]:
-    items, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-        else:
-            depth += (character in "[{") - (character in "]}")
-        if character == "," and not depth and not quote:
-            items.append("")
-        else:
-            items[-1] += character
-    return [item for item in items if item]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
-from gvbsm_registry import Registry, StageFinished, StageStarted, Step
+from gvbsm_registry import GvbsmError, Registry, StageFinished, StageStarted, Step
 
 Event = StageStarted | Step | StageFinished
 HOOKS = {StageStarted: "gvbsm_stage_started", Step: "gvbsm_step", StageFinished: "gvbsm_stage_finished"}
@@ -55,15 +57,16 @@ class Reporter:
         """Log an event and pass it on to the plugins that listen."""
         name = HOOKS[type(event)]
         if self.log is not None:
-            line = json.dumps({"event": name.removeprefix("gvbsm_"), "time": time.time(), **asdict(event)})
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            told = {key: value for key, value in asdict(event).items() if key != "run"}
+            line = json.dumps({"event": name.removeprefix("gvbsm_"), "time": time.time(), **told})
+            _append(self.log, line)
         self._notify(name, event)
 
     def _notify(self, name: str, event: Event) -> None:
-        caller = getattr(self.registry.manager.hook, name)
-        for implementation in caller.get_hookimpls():
+        listeners = getattr(self.registry.manager.hook, name).get_hookimpls()
+        if listeners and self.log is not None:
+            event = replace(event, run=str(self.log.parent))
+        for implementation in listeners:
             plugin = implementation.plugin_name
             if plugin in self._muted:
                 continue
@@ -97,3 +100,20 @@ class Reporter:
             print(text, file=sys.stderr)
         else:
             self._progress.console.print(text, markup=False, highlight=False)
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line to a text file; raises GvbsmError if it can't be written, leaving no half line behind."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            end = file.seek(0, 2)
+            data = (line + "\n").encode()
+            if file.write(data) != len(data):
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise GvbsmError(
+            f"{path}: can't be written ({error.strerror}); free some space there or check its permissions, "
+            "and run again: finished work is kept"
+        ) from error

@@ -10,13 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from gvbsm.recipe import read_tables
+from gvbsm.scores import scores, spread
 from gvbsm_registry import Registry
 
 WIDTH = 110
 
 
-def _text(table: Table) -> str:
-    console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False)
+def text_of(table: Table, width: int = WIDTH) -> str:
+    """Return a table as plain text."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
     console.print(table, markup=False)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().rstrip()
@@ -31,7 +33,7 @@ def accuracy_table(records: list[dict[str, Any]]) -> str:
         first = rows[0]
         table.add_row(
             first["set"],
-            first["labels"],
+            labels_of(first),
             "all" if first["ipc"] is None else str(first["ipc"]),
             first["student"],
             percent([row["top1"] for row in rows]),
@@ -40,16 +42,21 @@ def accuracy_table(records: list[dict[str, Any]]) -> str:
             f"{first['image_bytes']:,} B",
             f"{first['label_bytes']:,}",
         )
-    return _text(table)
+    return text_of(table)
 
 
 def grouped(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Group records that differ in the seed alone, best mean first."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records:
-        key = tuple(record[name] for name in ("set", "labels", "ipc", "student"))
+        key = (*(record[name] for name in ("set", "labels", "ipc", "student")), record.get("augmented", True))
         groups.setdefault(key, []).append(record)
     return sorted(groups.values(), key=lambda rows: -statistics.fmean(row["top1"] for row in rows))
+
+
+def labels_of(record: dict[str, Any]) -> str:
+    """Return "soft", "hard", or "hard, plain" for a student trained without augmentation."""
+    return record["labels"] if record.get("augmented", True) else f"{record['labels']}, plain"
 
 
 def percent(values: list[float]) -> str:
@@ -65,17 +72,17 @@ def recipe_table(registry: Registry) -> str:
     table.add_column("what it is")
     for name, path in sorted(registry.recipes().items()):
         table.add_row(name, str(read_tables(path).get("reproduces", "")))
-    return _text(table)
+    return text_of(table)
 
 
-def plugin_table(registry: Registry) -> str:
-    """Return the plugins, what they add, and what is wrong with them."""
-    table = Table()
-    for column in ("plugin", "distribution", "adds", "status"):
+def score_table(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Return DD-Ranking's scores by run, student and images per class."""
+    table = Table(title="DD-Ranking's scores (LRS, ARS: 0 to 1; HLR, IOR: points)")
+    for column in ("run", "student", "IPC", "HLR", "IOR", "LRS", "ARS", "set for what lacks"):
         table.add_column(column)
-    for plugin in registry.plugins:
-        adds = [f"{component.kind} {component.name}" for component in plugin.components]
-        adds += [f"recipe {path.stem}" for path in plugin.recipes]
-        status = "; ".join(plugin.problems) or "ok"
-        table.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", ", ".join(adds), status)
-    return _text(table)
+    for run, records in runs.items():
+        for score in scores(records):
+            points = (spread(score.hlr, 100, 1), spread(score.ior, 100, 1))
+            robust = (spread(score.lrs), spread(score.ars))
+            table.add_row(run, score.student, str(score.ipc), *points, *robust, ", ".join(score.missing))
+    return text_of(table)

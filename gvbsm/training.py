@@ -92,7 +92,16 @@ def predict(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tupl
     return torch.cat(predicted), torch.cat(labels)
 
 
+def test(workspace: Workspace, module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return (predicted classes, labels), int64 [N] on the CPU, of the real test split."""
+    return predict(module, workspace.batches(workspace.test, TEST_BATCH))
+
+
 def top1(workspace: Workspace, module: nn.Module) -> float:
     """Return Top-1 accuracy, 0 to 1, on the real test split."""
-    predicted, labels = predict(module, workspace.batches(workspace.test, TEST_BATCH))
+    return accuracy(*test(workspace, module))
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> float:
+    """Return the share of `predicted` that equals `labels`, 0 to 1."""
     return float((predicted == labels).double().mean())

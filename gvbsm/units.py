@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gvbsm.relaying import receiver
 from gvbsm_registry import Artifact, GvbsmError, StageFinished, StageStarted
 from gvbsm_registry.artifacts import digest, peek, read, write
 
@@ -79,16 +80,40 @@ def seed_of(*parts: object) -> int:
 
 def execute(workspace: Workspace, stage: str, units: Sequence[Unit]) -> None:
     """Run the units whose artifacts do not exist yet, on the workspace's executor."""
-    todo = [unit for unit in units if not unit.done()]
+    todo = []
+    for unit in units:
+        if fetch(workspace, unit):
+            unit.read()  # verified now, so that a run never ends well over a damaged result
+        else:
+            todo.append(unit)
     reporter = workspace.reporter
     reporter.tell(StageStarted(stage, len(todo), len(units) - len(todo)))
     started = time.monotonic()
     summaries = {}
     tasks = [partial(perform, workspace, unit) for unit in todo]
-    for position, summary in workspace.executor.run(tasks) if tasks else ():
+    for position, summary in workspace.executor.run_watched(tasks, receiver(reporter)) if tasks else ():
+        fetch(workspace, todo[position])  # another machine may have made it
         summaries[todo[position].name] = summary
         reporter.progress(stage, len(summaries), len(todo))
     reporter.tell(StageFinished(stage, time.monotonic() - started, summaries))
+
+
+def fetch(workspace: Workspace, unit: Unit) -> bool:
+    """Bring a unit's artifact here if only the store at a URL has it; tell whether it is here."""
+    if unit.done():
+        return True
+    return workspace.remote is not None and workspace.remote.pull(unit.kind, unit.key, unit.path)
+
+
+def inputs(arguments: object) -> Iterator[Unit]:
+    """Yield the units among a unit's arguments: those whose artifacts it reads."""
+    if isinstance(arguments, Unit):
+        yield arguments
+    elif isinstance(arguments, dict):
+        yield from inputs(list(arguments.values()))
+    elif isinstance(arguments, (list, tuple)):
+        for item in arguments:
+            yield from inputs(item)
 
 
 def perform(workspace: Workspace, unit: Unit) -> dict[str, Any]:
@@ -96,13 +121,35 @@ def perform(workspace: Workspace, unit: Unit) -> dict[str, Any]:
     import torch
 
     started = time.monotonic()
-    with torch.random.fork_rng(devices=_devices(workspace)):
-        torch.manual_seed(unit.seed)
-        tensors, meta = unit.work(workspace, unit)
+    if workspace.remote is not None:
+        for needed in inputs(unit.arguments):
+            fetch(workspace, needed)
+    try:
+        with torch.random.fork_rng(devices=_devices(workspace)):
+            torch.manual_seed(unit.seed)
+            tensors, meta = unit.work(workspace, unit)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise GvbsmError(
+            f"{unit.stage} {unit.name}: out of memory on {workspace.device}; lower the batch of that stage "
+            "(see its table in the recipe) and run again: finished work is kept"
+        ) from error
     summary = meta.pop("summary", {})
     meta["provenance"] = {**workspace.provenance, "stage": unit.stage, "unit": unit.name}
     write(unit.path, Artifact(unit.kind, unit.key, tensors, meta))
+    if workspace.remote is not None:
+        workspace.remote.push(unit.kind, unit.key, unit.path)
     return {"seconds": time.monotonic() - started, **summary}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that a device, or this machine, has no memory left."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _devices(workspace: Workspace) -> list[Any]:

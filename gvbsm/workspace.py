@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gvbsm.recipe import Recipe
 from gvbsm.units import seed_of
 from gvbsm.version import __version__
-from gvbsm_registry import Artifact, Executor, GvbsmError, Registry, Split, TensorSplit
+from gvbsm_registry import Artifact, Executor, GvbsmError, Registry, Split, TensorSplit, discover
 from gvbsm_registry.artifacts import digest
+from gvbsm_registry.stores import RemoteStore, is_url
 
 if TYPE_CHECKING:
     from gvbsm.reporting import Reporter
@@ -24,7 +26,10 @@ STATISTICS_SAMPLE = 4096
 
 
 class Workspace:
-    """One run: `recipe` executed into the folder `out`, sharing `store`, on `device`."""
+    """One run: `recipe` executed into the folder `out`, sharing `store`, on `device`.
+
+    With `remote`, artifacts are also kept there, for machines that do not share a disk.
+    """
 
     def __init__(
         self,
@@ -35,10 +40,16 @@ class Workspace:
         device: torch.device,
         reporter: Reporter,
         executor: Executor,
+        remote: RemoteStore | None = None,
     ) -> None:
         self.recipe, self.registry = recipe, registry
         self.out, self.store, self.device = out, store, device
         self.reporter, self.executor = reporter, executor
+        self.remote = remote
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker gets what says where and what; it finds plugins, opens the data and reports by itself."""
+        return _elsewhere, (self.recipe, self.out, self.store, str(self.device), self.remote)
 
     @cached_property
     def train(self) -> Split:
@@ -64,10 +75,15 @@ class Workspace:
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Channel means and deviations of the training pixels in 0..1, given by the data set or measured."""
         data = self.recipe.data
+        for name, given in (("mean", data.mean), ("std", data.std)):
+            if given is not None and len(given) != self.train.channels:
+                raise GvbsmError(f"data.{name}: needs {self.train.channels} values, one a channel")
         if data.mean is not None and data.std is not None:
-            if not len(data.mean) == len(data.std) == self.train.channels:
-                raise GvbsmError(f"data: mean and std need {self.train.channels} values, one a channel")
             return data.mean, data.std
+        mean, std = self._measured_moments()
+        return data.mean or mean, data.std or std
+
+    def _measured_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         count = len(self.train)
         sample = min(count, STATISTICS_SAMPLE if not self.train.in_memory else count)
         indices = torch.linspace(0, count - 1, sample).long()
@@ -170,6 +186,47 @@ class _Order(torch.utils.data.Sampler):
 
     def __len__(self) -> int:
         return len(self.chunks)
+
+
+def open_store(place: str | Path | None) -> tuple[Path, RemoteStore | None]:
+    """Return the local folder of a store, and the store itself if `place` is a URL: the folder is its cache.
+
+    place: a folder, a URL that fsspec knows, or None for the user's cache folder.
+    """
+    if place is None:
+        return user_cache_path("gvbsm", False), None
+    if isinstance(place, str) and is_url(place):
+        remote = RemoteStore(place)
+        return user_cache_path("gvbsm", False) / "remote" / digest(remote.url)[:16], remote
+    return Path(place).expanduser(), None
+
+
+_latest: list[Workspace] = []
+
+
+def _elsewhere(recipe: Recipe, out: Path, store: Path, device: str, remote: RemoteStore | None) -> Workspace:
+    """Make a workspace in a worker. The latest is kept, so that the data is opened once for many units."""
+    from gvbsm.relaying import RelayingReporter
+
+    url = remote and remote.url
+    for known in _latest:
+        same = (known.recipe, known.out, known.store) == (recipe, out, store)
+        if same and str(known.device) == device and (known.remote and known.remote.url) == url:
+            return known
+    where = torch.device(device)
+    nowhere = _NoExecutor()
+    made = Workspace(recipe, discover(), out, store, where, RelayingReporter(), nowhere, remote)
+    _latest[:] = [made]
+    return made
+
+
+class _NoExecutor(Executor):
+    """A unit does not start others."""
+
+    name = "none"
+
+    def run(self, tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
+        raise NotImplementedError("a unit of work started other units")
 
 
 def check_classes(found: tuple[str, ...], expected: tuple[str, ...], what: str) -> None:

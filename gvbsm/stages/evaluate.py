@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gvbsm.distilled import LabelBlocks
-from gvbsm.training import Batch, Loss, fit, fit_real, sgd, top1
+from gvbsm.recipe import Evaluation
+from gvbsm.training import Batch, Loss, accuracy, fit, fit_real, sgd, test
 from gvbsm.units import Payload, Unit, seed_of
 from gvbsm.workspace import Workspace
 from gvbsm_registry.artifacts import read
@@ -19,20 +20,17 @@ STAGE = "evaluate"
 
 
 def units(workspace: Workspace, images: dict[str, Unit], labels: dict[str, list[Unit]]) -> list[Unit]:
-    """Plan one unit for each (set, kind of labels, student, seed).
+    """Plan one unit for each (set, kind of labels, augmented or not, student, seed).
 
     images, labels: the units that make each set's images and soft labels, by set.
     """
     recipe = workspace.recipe
     section = recipe.evaluation
-    trained = [("distilled", "soft"), ("random", "hard"), ("random", "soft")]
-    trained += [("distilled", "hard")] if section.distilled_hard else []
-    trained += [("full", "hard")] if section.full else []
     options = recipe.model_dump(mode="json", include={"evaluation", "pretrain", "relabel"})
-    for name in ("students", "seeds", "distilled_hard", "full"):
+    for name in ("students", "seeds", "distilled_hard", "full", "plain", "random"):
         options["evaluation"].pop(name)
     planned = []
-    for which, kind in trained:
+    for which, kind, augmented in trainings(section):
         for student in section.students:
             for seed in section.seeds:
                 inputs = [images[which].key] if which in images else []
@@ -46,15 +44,36 @@ def units(workspace: Workspace, images: dict[str, Unit], labels: dict[str, list[
                     "student": student.table(),
                     "seed": seed,
                 }
-                arguments = {"student": student, "images": images.get(which)}
+                if not augmented:
+                    depends["augmented"] = False
+                arguments = {
+                    "student": student,
+                    "images": images.get(which),
+                    "labels": labels[which] if kind == "soft" else [],
+                }
                 place = workspace.out / "units" / STAGE
-                name = f"{which}/{kind} {student.title} seed {seed}"
+                name = f"{which}/{kind}{'' if augmented else ' plain'} {student.title} seed {seed}"
                 planned.append(Unit(STAGE, name, "accuracy", place, depends, train_student, arguments))
     return planned
 
 
+def trainings(section: Evaluation) -> list[tuple[str, str, bool]]:
+    """Return what every student is trained on: (set, kind of labels, whether with augmentation)."""
+    found = [("distilled", "soft", True)]
+    found += [("random", "hard", True), ("random", "soft", True)] if section.random else []
+    found += [("distilled", "hard", True)] if section.distilled_hard else []
+    found += [("distilled", "hard", False)] if section.plain else []
+    found += [("random", "hard", False)] if section.plain and section.random else []
+    found += [("full", "hard", True)] if section.full else []
+    return found
+
+
 def train_student(workspace: Workspace, unit: Unit) -> Payload:
-    """Train and test one student; the artifact's meta holds one record of results.json."""
+    """Train and test one student; the artifact's meta holds one record of results.json.
+
+    Tensors: epochs int64 [T] and top1 float32 [T], the T tests; confusion int64 [M, 3], of the last test:
+    (true class, predicted class, how many images) where there are any.
+    """
     student = unit.arguments["student"]
     seed, which = unit.depends["seed"], unit.depends["set"]
     torch.manual_seed(seed_of("student", seed))  # the same start for every set that a seed is trained on
@@ -63,12 +82,31 @@ def train_student(workspace: Workspace, unit: Unit) -> Payload:
     curve: list[tuple[int, float]] = []
     if which == "full":
         fit_real(workspace, module, generator, _progress(workspace, unit))
-        curve.append((workspace.recipe.pretrain.epochs, top1(workspace, module)))
+        predicted, labels = test(workspace, module)
+        curve.append((workspace.recipe.pretrain.epochs, accuracy(predicted, labels)))
     else:
-        _train_on_set(workspace, unit, module, generator, curve)
+        predicted, labels = _train_on_set(workspace, unit, module, generator, curve)
     record = _record(workspace, unit, curve)
-    tensors = {"epochs": torch.tensor([e for e, _ in curve]), "top1": torch.tensor([a for _, a in curve])}
+    record["per_class"] = per_class(predicted, labels, len(workspace.classes))
+    tensors = {
+        "epochs": torch.tensor([e for e, _ in curve]),
+        "top1": torch.tensor([a for _, a in curve]),
+        "confusion": confusion(predicted, labels),
+    }
     return tensors, {"classes": list(workspace.classes), "record": record, "summary": {"top1": curve[-1][1]}}
+
+
+def per_class(predicted: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """Return each class's share of rightly classified test images, 0 to 1; None where it has no image."""
+    counts = torch.bincount(labels, minlength=classes).tolist()
+    right = torch.bincount(labels[predicted == labels], minlength=classes).tolist()
+    return [hits / count if count else None for hits, count in zip(right, counts, strict=True)]
+
+
+def confusion(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Return the confusion matrix's non-zero cells, int64 [M, 3]: (true class, predicted class, count)."""
+    cells, counts = torch.stack([labels, predicted], 1).unique(dim=0, return_counts=True)
+    return torch.cat([cells, counts[:, None]], 1)
 
 
 def _progress(workspace: Workspace, unit: Unit) -> Callable[[int, int], None]:
@@ -81,14 +119,17 @@ def _train_on_set(
     module: nn.Module,
     generator: torch.Generator,
     curve: list[tuple[int, float]],
-) -> None:
+) -> tuple[Tensor, Tensor]:
+    """Train `module` in place, add the tests to `curve`, and return the last one's predictions and labels."""
     section = workspace.recipe.evaluation
     progress = _progress(workspace, unit)
+    last: list[tuple[Tensor, Tensor]] = []
 
     def after(epoch: int, loss: float) -> None:
         done = epoch + 1
         if done % section.test_every == 0 or done == section.epochs:
-            curve.append((done, top1(workspace, module)))
+            last[:] = [test(workspace, module)]
+            curve.append((done, accuracy(*last[0])))
         progress(done, section.epochs)
 
     if section.optimizer == "sgd":
@@ -99,6 +140,7 @@ def _train_on_set(
         )
     batches = _batches(workspace, unit, generator)
     fit(module, optimizer, section.schedule, section.epochs, batches, after)
+    return last[0]
 
 
 def _batches(
@@ -125,8 +167,10 @@ def _batches(
 
     def hard(epoch: int) -> Iterable[Batch]:
         for index in _lots(torch.randperm(len(labels), generator=generator), recipe.evaluation.batch):
-            view = recipe.relabel.augmentation.draw(len(index), side, generator)
-            yield view.apply(images[index]), _hard_loss(labels[index].to(device))
+            seen = images[index]
+            if unit.depends.get("augmented", True):
+                seen = recipe.relabel.augmentation.draw(len(index), side, generator).apply(seen)
+            yield seen, _hard_loss(labels[index].to(device))
 
     return soft if unit.depends["labels"] == "soft" else hard
 
@@ -160,6 +204,7 @@ def _record(workspace: Workspace, unit: Unit, curve: list[tuple[int, float]]) ->
     return {
         "set": which,
         "labels": kind,
+        "augmented": unit.depends.get("augmented", True),
         "ipc": None if full else recipe.synthesis.ipc,
         "student": unit.arguments["student"].title,
         "seed": unit.depends["seed"],

@@ -95,11 +95,12 @@ def train_backbone(workspace: Workspace, unit: Unit) -> Payload:
 def check(workspace: Workspace, planned: list[Unit]) -> None:
     """Raise GvbsmError if a backbone is no better than chance, or below the recipe's floor.
 
-    Better than chance means: three standard deviations above 1 / classes on as many test images.
+    Better than chance means: three standard deviations above 1 / classes on as many test images, or all
+    of them right where there are too few to tell.
     """
     chance = 1 / len(workspace.classes)
     noise = CHANCE_DEVIATIONS * (chance * (1 - chance) / len(workspace.test)) ** 0.5
-    floor = max(workspace.recipe.pretrain.floor, chance + noise)
+    floor = max(workspace.recipe.pretrain.floor, min(chance + noise, 1.0))
     for unit in planned:
         artifact = unit.read()
         workspace.check(artifact, str(unit.path))
@@ -118,5 +119,11 @@ def load(workspace: Workspace, unit: Unit) -> nn.Module:
     workspace.check(artifact, str(unit.path))
     backbone = workspace.recipe.backbones[unit.arguments["index"]]
     module = workspace.build(backbone.model_copy(update={"weights": None}))
-    module.load_state_dict(artifact.tensors)
+    try:
+        module.load_state_dict(artifact.tensors)
+    except RuntimeError as error:
+        raise GvbsmError(
+            f"{unit.path}: does not fit backbone {unit.name!r} as it is built now (another version made it); "
+            "delete the file and run again"
+        ) from error
     return module.requires_grad_(False).eval()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gvbsm.labels import LAYOUT, pack
+from gvbsm.recipe import Relabel
 from gvbsm.stages import pretrain
 from gvbsm.units import Payload, Unit
 from gvbsm.views import EpochViews, draw
 from gvbsm.workspace import Workspace
+from gvbsm_registry import GvbsmError
 from gvbsm_registry.artifacts import read
 
 STAGE = "relabel"
@@ -19,12 +22,15 @@ def units(workspace: Workspace, images: Unit, backbones: list[Unit]) -> list[Uni
     recipe = workspace.recipe
     section = recipe.relabel
     options = recipe.model_dump(mode="json", include={"relabel"})["relabel"]
-    options.pop("epochs")  # a longer run keeps the blocks of a shorter one
+    for name in ("epochs", "keep"):  # a longer run keeps the blocks of a shorter one
+        options.pop(name)
     planned = []
-    for number, first in enumerate(range(0, section.epochs, section.block)):
-        count = min(section.block, section.epochs - first)
+    epochs = kept_epochs(section)
+    for number, first in enumerate(range(0, epochs, section.block)):
+        count = min(section.block, epochs - first)
         depends = {
             "options": options,
+            "layout": LAYOUT,
             "images": images.key,
             "backbones": [unit.key for unit in backbones],
             "seed": recipe.seed,
@@ -38,38 +44,54 @@ def units(workspace: Workspace, images: Unit, backbones: list[Unit]) -> list[Uni
     return planned
 
 
-def label_block(workspace: Workspace, unit: Unit) -> Payload:
-    """Label a block of E epochs of N images.
+def kept_epochs(section: Relabel) -> int:
+    """How many epochs are labelled and stored (random label pruning); students go through them in turn.
 
-    The artifact holds, with leading axes [E, N]: logits float16 [K], crop float32 [4] (top, left, height,
-    width), flip bool, roll int16 [2], partner int32 and cutmix int16 [4] (top, left, bottom, right).
+    Whole epochs, so that every image keeps equally many views; which views they are is random already.
+    """
+    return max(1, round(section.keep * section.epochs))
+
+
+def label_block(workspace: Workspace, unit: Unit) -> Payload:
+    """Label a block of E epochs of N images; `gvbsm.labels.pack` says what the artifact holds.
+
+    Raises GvbsmError if a logit is not finite.
     """
     artifact = read(unit.arguments["images"].path, "distilled")
     workspace.check(artifact, str(unit.arguments["images"].path))
     images = workspace.normalize(artifact.tensors["images"])
     modules = [pretrain.load(workspace, planned) for planned in unit.arguments["backbones"]]
     first, count = unit.depends["first_epoch"], unit.depends["epochs"]
-    epochs: list[dict[str, Tensor]] = []
+    views: list[EpochViews] = []
+    coded: list[dict[str, Tensor]] = []
     for epoch in range(first, first + count):
         # seeded by epoch, so that an epoch's labels do not depend on the size of the blocks
         generator = workspace.generator("views", unit.depends["images"], epoch)
-        epochs.append(label_epoch(workspace, images, modules, generator))
+        drawn, logits = label_epoch(workspace, images, modules, generator)
+        if not bool(logits.isfinite().all()):
+            raise GvbsmError(
+                f"relabel {unit.name}: the logits of epoch {epoch} are not finite; leave out the backbone "
+                "that makes them, or pretrain it with a lower pretrain.learning_rate"
+            )
+        views.append(drawn)
+        coded.append(workspace.recipe.relabel.codec.encode(logits))
         workspace.reporter.progress(f"relabel {unit.name}", epoch - first + 1, count)
-    tensors = {name: torch.stack([each[name] for each in epochs]) for name in epochs[0]}
     meta = {
+        "layout": LAYOUT,
+        "codec": workspace.recipe.relabel.codec.table(),
         "classes": list(workspace.classes),
         "images": unit.depends["images"],
         "first_epoch": first,
         "epochs": count,
     }
-    return tensors, meta
+    return pack(views, coded), meta
 
 
 @torch.no_grad()
 def label_epoch(
     workspace: Workspace, images: Tensor, modules: list[nn.Module], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Draw one epoch's views of `images`, normalised float [N, C, H, W], and label them."""
+) -> tuple[EpochViews, Tensor]:
+    """Draw one epoch's views of `images`, normalised float [N, C, H, W]; label them, float32 [N, K]."""
     section = workspace.recipe.relabel
     groups = torch.randperm(len(images), generator=generator).split(section.batch)
     views: EpochViews = draw(
@@ -79,4 +101,4 @@ def label_epoch(
     for group in groups:
         seen = views.apply(images, group)
         logits[group] = section.ensembler.combine(torch.stack([module(seen) for module in modules])).cpu()
-    return {"logits": logits.half(), **views.tensors()}
+    return views, logits

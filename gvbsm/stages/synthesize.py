@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 from gvbsm.matching import Matching
+from gvbsm.observing import Observer
+from gvbsm.optimisation import NotFinite, Optimisation, Rival, Told
 from gvbsm.recipe import Synthesis
 from gvbsm.sources import Source
 from gvbsm.stages import pretrain
-from gvbsm.taps import Taps
 from gvbsm.units import Payload, Unit
 from gvbsm.workspace import Workspace
 from gvbsm_registry import Artifact, GvbsmError, Step
 from gvbsm_registry.artifacts import write
 
+COMPILE_FROM = 1000
 STAGE = "synthesize"
 
 
@@ -52,68 +52,100 @@ def batches(classes: int, section: Synthesis) -> list[tuple[list[int], list[int]
 
 
 def units(workspace: Workspace, backbones: list[Unit], statistics: list[Unit]) -> list[Unit]:
-    """Plan one unit for each image batch."""
+    """Plan one unit for every `group` image batches of equal size."""
     recipe = workspace.recipe
+    section = recipe.synthesis
     options = recipe.model_dump(mode="json", include={"synthesis"}, exclude_none=True)["synthesis"]
     options.pop("log_every")
+    common = {
+        "options": options,
+        "match_weights": [backbone.match_weight for backbone in recipe.backbones],
+        "backbones": [unit.key for unit in backbones],
+        "statistics": [unit.key for unit in statistics],
+        "seed": recipe.seed,
+    }
     planned = []
-    for number, (labels, ranks) in enumerate(batches(len(workspace.classes), recipe.synthesis)):
-        depends = {
-            "options": options,
-            "match_weights": [backbone.match_weight for backbone in recipe.backbones],
-            "backbones": [unit.key for unit in backbones],
-            "statistics": [unit.key for unit in statistics],
-            "seed": recipe.seed,
-            "labels": labels,
-            "ranks": ranks,
-        }
-        arguments = {"backbones": backbones, "statistics": statistics, "labels": labels, "ranks": ranks}
+    split = batches(len(workspace.classes), section)
+    for numbers in groups([len(labels) for labels, _ in split], section.group or _group(workspace)):
+        depends = {**common, "batches": numbers, "members": [split[number] for number in numbers]}
+        arguments = {"backbones": backbones, "statistics": statistics}
+        name = f"batch-{numbers[0]:04d}" + (f"-{numbers[-1]:04d}" if len(numbers) > 1 else "")
         place = workspace.out / "units" / STAGE
-        planned.append(Unit(STAGE, f"batch-{number:04d}", "images", place, depends, optimise, arguments))
+        planned.append(Unit(STAGE, name, "images", place, depends, optimise, arguments))
     return planned
 
 
-def optimise(workspace: Workspace, unit: Unit) -> Payload:
-    """Optimise one image batch; the artifact holds uint8 images [n, C, H, W], labels and ranks [n].
+def groups(sizes: list[int], most: int) -> list[list[int]]:
+    """Put neighbouring batches of equal size together, at most `most` a group; return their numbers."""
+    found: list[list[int]] = []
+    for number, size in enumerate(sizes):
+        if found and len(found[-1]) < most and sizes[found[-1][0]] == size:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found
 
-    Raises GvbsmError if a loss is not finite, after writing the last good images beside the artifact.
+
+def _group(workspace: Workspace) -> int:
+    """How many image batches to optimise in one forward pass, from the device's memory; 1 on a CPU.
+
+    A step is taken to need 4000 floats for every input pixel, and may take half the memory.
+    """
+    if workspace.device.type != "cuda":
+        return 1
+    memory = torch.cuda.get_device_properties(workspace.device).total_memory
+    pixels = workspace.recipe.synthesis.batch * workspace.train.side**2
+    return max(1, int(memory / 2 / (16000 * pixels)))
+
+
+def optimise(workspace: Workspace, unit: Unit) -> Payload:
+    """Optimise a group of image batches; the artifact holds uint8 images [n, C, H, W], labels and ranks [n].
+
+    Each batch's random stream is seeded by the recipe's seed and the batch's number alone, so that ablations
+    start from the same noise and grouping changes nothing. Raises GvbsmError if a loss or its gradient is
+    not finite, after writing the last good images beside the artifact.
     """
     section = workspace.recipe.synthesis
-    labels, ranks = (torch.tensor(unit.arguments[name]) for name in ("labels", "ranks"))
-    generator = torch.Generator().manual_seed(unit.seed)
     source = Source(workspace, unit.arguments["backbones"][0])
-    start = section.initializer.images(labels, ranks, source, generator).to(workspace.device)
-    low, high = workspace.pixel_range()
-    images = start.clamp(low, high).requires_grad_(True)
+    generators = [workspace.generator(STAGE, number) for number in unit.depends["batches"]]
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for (by_label, by_rank), generator in zip(unit.depends["members"], generators, strict=True):
+        labels, ranks = torch.tensor(by_label), torch.tensor(by_rank)
+        parts.append((section.initializer.images(labels, ranks, source, generator), labels, ranks))
+    start, labels, ranks = (torch.cat(part) for part in zip(*parts, strict=True))
     tensors = {"labels": labels, "ranks": ranks}
+    low, high = workspace.pixel_range()
+    images = start.to(workspace.device).clamp(low, high)
     if section.iterations:
         rivals = _rivals(workspace, unit)
-        run = _Optimisation(workspace, unit, images, labels.to(workspace.device), rivals, generator)
+        order = workspace.generator(STAGE, "order")
+        place = labels.to(workspace.device)
+        loop = Optimisation(section, images, place, (low, high), rivals, generators, order)
         try:
-            run.steps(section.iterations)
-        except _NotFinite as error:
+            loop.run(*_watchers(workspace, unit))
+        except NotFinite as error:
             last = unit.path.with_name(f"{unit.key}.last-good.safetensors")
-            quantized = {**tensors, "images": workspace.quantize(images.detach())}
-            write(last, Artifact("images", unit.key, quantized, {"classes": list(workspace.classes)}))
-            raise GvbsmError(f"{error}; the last good images are kept in {last}") from error
+            good = {**tensors, "images": workspace.quantize(images.detach())}
+            write(last, Artifact("images", unit.key, good, {"classes": list(workspace.classes)}))
+            raise GvbsmError(f"{unit.name}: {error}; the last good images are kept in {last}") from error
     tensors["images"] = workspace.quantize(images.detach())
     return tensors, {"classes": list(workspace.classes)}
 
 
-@dataclass
-class Rival:
-    """One candidate backbone of Eq. 7, ready to match against."""
+def _watchers(workspace: Workspace, unit: Unit) -> tuple[Told, Callable[[int, int], None]]:
+    reporter, count = workspace.reporter, workspace.recipe.synthesis.iterations
 
-    name: str
-    module: nn.Module
-    matching: Matching
-    weight: float
+    def tell(step: int, backbone: str, values: dict[str, float]) -> None:
+        reporter.tell(Step(STAGE, unit.name, step, count, values, {"backbone": backbone}))
+
+    return tell, lambda done, total: reporter.progress(f"synthesize {unit.name}", done, total)
 
 
 def _rivals(workspace: Workspace, unit: Unit) -> list[Rival]:
     recipe = workspace.recipe
-    rivals = []
+    section = recipe.synthesis
     statistics = unit.arguments["statistics"] or [None] * len(recipe.backbones)
+    rivals = []
     for backbone, planned, measured in zip(
         recipe.backbones, unit.arguments["backbones"], statistics, strict=True
     ):
@@ -123,85 +155,20 @@ def _rivals(workspace: Workspace, unit: Unit) -> list[Rival]:
             artifact = measured.read()
             workspace.check(artifact, str(measured.path))
             targets = artifact.tensors
-        section = recipe.synthesis
-        matching = Matching(module, section.matchers, targets, start=section.average_start)
-        rivals.append(Rival(planned.name, module, matching, backbone.match_weight))
+        count = len(unit.depends["batches"])
+        matching = Matching(module, section.matchers, targets, count, section.average_start)
+        compiled = pays(section, len(recipe.backbones)) if section.compile == "auto" else section.compile
+        observer = Observer(module, matching, bool(compiled), section.precision)
+        rivals.append(Rival(planned.name, observer, backbone.match_weight))
     return rivals
 
 
-class _NotFinite(ArithmeticError):
-    """A loss became infinite or not a number."""
+def pays(section: Synthesis, backbones: int) -> bool:
+    """Whether compiling is likely to pay: a minute or so a backbone is earned back over this many steps.
 
-
-class _Optimisation:
-    """The loop over synthesis steps of one image batch."""
-
-    def __init__(
-        self,
-        workspace: Workspace,
-        unit: Unit,
-        images: Tensor,
-        labels: Tensor,
-        rivals: list[Rival],
-        generator: torch.Generator,
-    ) -> None:
-        self.workspace, self.unit, self.section = workspace, unit, workspace.recipe.synthesis
-        self.images, self.labels = images, labels
-        self.rivals, self.generator = rivals, generator
-        self.optimizer = torch.optim.Adam([images], self.section.learning_rate, betas=self.section.betas)
-        self.low, self.high = workspace.pixel_range()
-
-    def steps(self, count: int) -> None:
-        for step in range(count):
-            self._step(step, count)
-            self.workspace.reporter.progress(f"synthesize {self.unit.name}", step + 1, count)
-
-    def _step(self, step: int, count: int) -> None:
-        section = self.section
-        rival = self.rivals[self._turn(step)]
-        rate = section.learning_rate * section.schedule.factor(step, count)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        terms = self._terms(rival)
-        total = torch.stack(list(terms.values())).sum()
-        value = float(total.detach())
-        if not math.isfinite(value):
-            bad = [name for name, term in terms.items() if not math.isfinite(float(term.detach()))]
-            raise _NotFinite(
-                f"{self.unit.name}: step {step} of {count} with backbone {rival.name!r}: the loss is {value} "
-                f"(from {', '.join(bad) or 'their sum'}); lower its weight or synthesis.learning_rate"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        (self.images.grad,) = torch.autograd.grad(total, [self.images])
-        self.optimizer.step()
-        with torch.no_grad():
-            self.images.clamp_(self.low, self.high)
-        if step // len(self.rivals) % section.log_every == 0 or step == count - 1:
-            values: dict[str, float] = {name: float(term.detach()) for name, term in terms.items()}
-            values |= {"total": value, "learning_rate": rate}
-            labels = {"backbone": rival.name}
-            self.workspace.reporter.tell(Step(STAGE, self.unit.name, step, count, values, labels))
-
-    def _turn(self, step: int) -> int:
-        if self.section.backbone_order == "cycle":
-            return step % len(self.rivals)
-        return int(torch.randint(len(self.rivals), (), generator=self.generator))
-
-    def _terms(self, rival: Rival) -> dict[str, Tensor]:
-        """Return the weighted terms of the total loss of one step."""
-        section = self.section
-        side = self.images.shape[-1]
-        view = section.augmentation.draw(len(self.images), side, self.generator)
-        uniforms = torch.rand(1, len(rival.matching.sites), generator=self.generator)
-        with Taps(rival.module, rival.matching.sites) as taps:
-            logits = rival.module(view.apply(self.images))
-        terms: dict[str, Any] = {"cross_entropy": section.cross_entropy * cross_entropy(logits, self.labels)}
-        matched = rival.matching.losses(taps.activations(), uniforms.to(self.images.device))
-        terms |= {name: rival.weight * term for name, term in matched.items()}
-        for regularizer in section.regularizers:
-            loss = regularizer.weight * regularizer.loss(self.images, self.labels)
-            terms[regularizer.title] = terms.get(regularizer.title, 0) + loss
-        return terms
+    Decided from the recipe alone, so that an interrupted run goes on with the same arithmetic.
+    """
+    return section.iterations >= COMPILE_FROM * backbones
 
 
 def assembly(workspace: Workspace, parts: list[Unit]) -> Unit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gvbsm_registry import relay
 from gvbsm_registry.artifacts import Artifact
 from gvbsm_registry.discovery import Plugin, Registry, discover, hookimpl
 from gvbsm_registry.errors import GvbsmError
@@ -12,6 +13,7 @@ from gvbsm_registry.kinds import (
     Activation,
     Augmentation,
     Backbone,
+    Codec,
     Component,
     Dataset,
     Ensembler,
@@ -34,6 +36,7 @@ __all__ = [
     "Artifact",
     "Augmentation",
     "Backbone",
+    "Codec",
     "Component",
     "Dataset",
     "Ensembler",
@@ -56,5 +59,6 @@ __all__ = [
     "View",
     "discover",
     "hookimpl",
+    "relay",
     "whole",
 ]

@@ -11,9 +11,13 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import re
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA = 1
+TEMPORARY = re.compile(r"\..+\.(\d+)-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
+ABANDONED_AFTER = 24 * 3600
+LOADED = time.time()
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,19 @@ def write(path: Path, artifact: Artifact) -> None:
     header["digest"] = _content_digest(header, tensors)
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header)
+        _order_header(temporary)
+
+
+def _order_header(path: Path) -> None:
+    """Sort the metadata, which safetensors writes in random order: equal artifacts are equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 class replacing:
@@ -73,7 +93,7 @@ class replacing:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}-{_machine()}-{secrets.token_hex(4)}.tmp")
 
     def __enter__(self) -> Path:
         try:
@@ -97,6 +117,44 @@ class replacing:
                 self.temporary.unlink(missing_ok=True)
         if error is not None and (isinstance(error, OSError) or type(error).__name__ == "SafetensorError"):
             raise _unwritable(self.path, error) from error
+
+
+@cache
+def _machine() -> str:
+    """Return 8 hex digits that stand for this machine and, in a container, for its own process numbers."""
+    try:
+        numbering = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        numbering = ""
+    return hashlib.sha256(f"{platform.node()} {numbering}".encode()).hexdigest()[:8]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in `folder` itself.
+
+    A file whose process lives is kept, and so is one of another machine (that shares the folder) unless it
+    is a day old; what can't be removed stays.
+    """
+    for path in folder.glob(".*.tmp"):
+        match = TEMPORARY.fullmatch(path.name)
+        with contextlib.suppress(OSError):
+            if match is not None and _abandoned(path, int(match[1]), match[2]):
+                path.unlink(missing_ok=True)
+
+
+def _abandoned(path: Path, process: int, machine: str) -> bool:
+    made = path.stat().st_mtime
+    if machine != _machine():
+        return time.time() - made > ABANDONED_AFTER
+    if process == os.getpid():  # the number of a dead process may have come to this one
+        return made < LOADED
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return False
+    except (ProcessLookupError, OverflowError):
+        return True
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

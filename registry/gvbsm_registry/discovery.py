@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import pluggy
 from pydantic import ValidationError
 
-from gvbsm_registry import hookspecs
+from gvbsm_registry import admission, hookspecs
 from gvbsm_registry.errors import GvbsmError
-from gvbsm_registry.kinds import KINDS, Component
+from gvbsm_registry.kinds import CONTRACT_VERSION, KINDS, Component
 
 GROUP = "gvbsm"
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -26,7 +26,10 @@ C = TypeVar("C", bound=Component)
 
 @dataclass
 class Plugin:
-    """One entry point: where it comes from, what it adds, and what is wrong with it."""
+    """One entry point: where it comes from, what it adds, and what is wrong with it.
+
+    `loaded` is False if the user did not let it in (GVBSM_PLUGINS, --no-plugins).
+    """
 
     name: str
     distribution: str
@@ -34,6 +37,7 @@ class Plugin:
     components: list[type[Component]] = field(default_factory=list)
     recipes: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    loaded: bool = True
 
     @property
     def owner(self) -> str:
@@ -110,13 +114,19 @@ class Registry:
 
     def _broken_plugins(self) -> str:
         broken = [plugin.name for plugin in self.plugins if plugin.problems]
-        return f" (plugins with problems: {', '.join(broken)}; see 'gvbsm plugins')" if broken else ""
+        text = f" (plugins with problems: {', '.join(broken)}; see 'gvbsm plugins')" if broken else ""
+        absent = [plugin.name for plugin in self.plugins if not plugin.loaded]
+        why = f"{admission.VARIABLE} or --no-plugins"
+        return text + (f" (plugins left out by {why}: {', '.join(absent)})" if absent else "")
 
 
 def discover(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Registry:
     """Load every plugin behind the entry-point group `gvbsm`, or behind those given, into a new Registry.
 
-    A plugin that can't be loaded is kept with its problem; the rest goes on.
+    A plugin that can't be loaded is kept with its problem; the rest goes on. Without `entry_points`, the
+    environment variable GVBSM_PLUGINS (names of plugins or distributions, separated by commas) says which
+    are loaded; "gvbsm" stands for the built-in ones.
+    Raises GvbsmError if it names a plugin that is not installed.
     """
     manager = pluggy.PluginManager(GROUP)
     marker = pluggy.HookspecMarker(GROUP)
@@ -124,19 +134,27 @@ def discover(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Regis
         if name.startswith("gvbsm_"):
             marker(function)
     manager.add_hookspecs(hookspecs)
-    found = metadata.entry_points(group=GROUP) if entry_points is None else entry_points
-    plugins = [
-        _load(manager, point) for point in sorted(found, key=lambda point: (point.name, *_origin(point)))
-    ]
+    found = list(metadata.entry_points(group=GROUP) if entry_points is None else entry_points)
+    names = admission.wanted() if entry_points is None else None
+    for missing in admission.check_wanted(found, names):
+        installed = {point.name for point in found} | {admission.BUILT_IN}
+        raise GvbsmError(f"{admission.VARIABLE}: {unknown('plugin', missing, installed)}")
+    plugins = []
+    for point in sorted(found, key=lambda point: (point.name, *admission.origin(point))):
+        if admission.is_wanted(point, names):
+            plugins.append(_load(manager, point))
+        else:
+            plugins.append(Plugin(point.name, *admission.origin(point), loaded=False))
     return Registry(manager, plugins)
 
 
 def _load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> Plugin:
-    plugin = Plugin(point.name, *_origin(point))
+    plugin = Plugin(point.name, *admission.origin(point))
     name = f"{plugin.distribution}:{point.name}"
     mine = not manager.has_plugin(name)
     try:
         module = point.load()
+        admission.check_contract(module)
         _check_hooks(module)
         mine = mine and not manager.is_registered(module)
         if not mine:
@@ -154,20 +172,17 @@ def _load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> Plugin:
         SystemExit,
     ) as error:  # a plugin may fail in any way, and must not take the others along
         why = str(error) if isinstance(error, GvbsmError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, ImportError):
+            ours = (error.name or "").startswith("gvbsm_registry")
+            why += (
+                f"; made for another contract than {CONTRACT_VERSION}?"
+                if ours
+                else f"; install what {plugin.distribution} needs"
+            )
         plugin.problems.append(" ".join(f"failed to load: {why}; fix or uninstall it".split()))
         if mine and manager.has_plugin(name):
             manager.unregister(name=name)
     return plugin
-
-
-def _origin(point: metadata.EntryPoint) -> tuple[str, str]:
-    """Return the name and version of the distribution an entry point comes from."""
-    try:
-        if point.dist is not None:
-            return point.dist.name or "a distribution without a name", point.dist.version or "?"
-    except Exception:  # metadata that is damaged on the disk: who it was is lost, the rest goes on
-        return "a distribution with damaged metadata", "?"
-    return "no distribution", "?"
 
 
 def _check_hooks(module: ModuleType) -> None:
@@ -184,7 +199,10 @@ def _check_hooks(module: ModuleType) -> None:
 
 def _take(plugin: Plugin, component: object) -> None:
     if not (inspect.isclass(component) and issubclass(component, Component)):
-        plugin.problems.append(f"registers {component!r}, which is no Component class; it is left out")
+        plugin.problems.append(
+            f"registers {component!r}, which is no Component class; it is left out until "
+            "gvbsm_components returns only classes derived from a kind"
+        )
     elif not _has_kind(component) or not component.name or not isinstance(component.name, str):
         plugin.problems.append(
             f"{component.__name__} has no kind or no name; derive it from a kind and set `name` to a string, "
@@ -192,7 +210,9 @@ def _take(plugin: Plugin, component: object) -> None:
         )
     elif inspect.isabstract(component):
         missing = ", ".join(sorted(component.__abstractmethods__))
-        plugin.problems.append(f"{component.__name__} lacks {missing}; it is left out")
+        plugin.problems.append(
+            f"{component.__name__} lacks {missing}; it is left out until its author defines that"
+        )
     else:
         plugin.components.append(component)
 

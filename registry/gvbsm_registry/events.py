@@ -1,4 +1,4 @@
-"""What a run tells those who watch it."""
+"""What a run tells those who watch it. In each event `run` is the run folder, or "" where there is none."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class StageStarted:
     stage: str
     units: int
     reused: int
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Step:
     steps: int
     values: dict[str, float] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,3 +40,4 @@ class StageFinished:
     stage: str
     seconds: float
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    run: str = ""

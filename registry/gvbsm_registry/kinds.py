@@ -186,6 +186,10 @@ class Initializer(Component):
         that it does not matter how images are split into batches; `generator` is for noise.
         """
 
+    def per_class(self) -> int | None:
+        """How many images there are of each class if that is fixed; None if any number can be asked for."""
+        return None
+
 
 class Augmentation(Component):
     """The view of the images that a training or synthesis step sees."""
@@ -217,6 +221,23 @@ class Ensembler(Component):
         """Return [B, K] from the stacked logits [S, B, K] of S backbones."""
 
 
+class Codec(Component):
+    """How soft labels are stored."""
+
+    kind = "codec"
+
+    @abstractmethod
+    def encode(self, logits: Tensor) -> dict[str, Tensor]:
+        """Return named tensors, each with leading axis B, that stand for finite logits, float32 [B, K].
+
+        Every row is coded by itself, so that it does not matter how rows are split into blocks.
+        """
+
+    @abstractmethod
+    def decode(self, parts: dict[str, Tensor], classes: int) -> Tensor:
+        """Return finite logits, float32 [B, classes], from what `encode` returned."""
+
+
 class Objective(Component):
     """The student's loss on soft labels (Eq. 11)."""
 
@@ -242,6 +263,15 @@ class Executor(Component):
         A task that raises ends the iteration with that error.
         """
 
+    def run_watched(
+        self, tasks: Sequence[Callable[[], Any]], take: Callable[[Any], None]
+    ) -> Iterator[tuple[int, Any]]:
+        """Like `run`; what tasks send by `gvbsm_registry.relay.send` arrives at `take`, in this process.
+
+        An executor that runs tasks in other processes may leave it at `run`: then nothing arrives.
+        """
+        return self.run(tasks)
+
 
 class Exporter(Component):
     """Writes a distilled set in someone else's format."""
@@ -265,6 +295,7 @@ KINDS: tuple[type[Component], ...] = (
     Augmentation,
     Schedule,
     Ensembler,
+    Codec,
     Objective,
     Executor,
     Exporter,

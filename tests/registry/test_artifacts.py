@@ -382,3 +382,14 @@ def test_writers_and_a_reader_at_once(tmp_path: Path) -> None:
         while time.monotonic() < end or len(seen) < 3:
             seen.add(whole(path))
     assert whole(path)
+
+
+def test_equal_artifacts_are_equal_files(tmp_path: Path) -> None:
+    meta = {"text": 'a "quoted" \\ line\n\u00e9\u4e2d', "number": 1.5, "classes": ["<b>", "x"]}
+    made = set()
+    for number in range(8):
+        tensors = {"b": torch.arange(5), "a": torch.ones(2, 3)}
+        write(tmp_path / f"{number}", Artifact("images", "k", tensors, meta))
+        made.add((tmp_path / f"{number}").read_bytes())
+    assert len(made) == 1
+    assert read(tmp_path / "0").meta == meta

@@ -1,0 +1,112 @@
+"""One synthesis step in four ways: bare, textbook, ours eager, ours compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.textbook import Targets, TextbookStep, measure
+from gvbsm.matching import Matching, target_name
+from gvbsm.observing import Observer, Precision
+from gvbsm.options import parse_component
+from gvbsm.trial import calibrate
+from gvbsm_registry import Backbone, Matcher, Registry, Regularizer, discover
+
+MATCHERS = ("bn", "conv_channel", "conv_patch")
+PER_CLASS = 10
+LEARNING_RATE, BETAS = 0.05, (0.5, 0.9)
+VARIANTS = ("bare", "textbook", "eager", "compiled")
+
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Setting:
+    """A frozen network with random weights, and a batch of random images of PER_CLASS per class."""
+
+    registry: Registry
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def make(
+        backbone: str,
+        side: int,
+        batch: int,
+        classes: int = 10,
+        channels: int = 3,
+        device: torch.device | None = None,
+    ) -> Setting:
+        """Build a setting; BatchNorm's running statistics are those of another random batch."""
+        registry = discover()
+        torch.manual_seed(0)
+        chosen = registry.create(Backbone, parse_component(backbone))
+        model = chosen.build(classes, side, channels).to(device or "cpu").requires_grad_(False)
+        images = torch.randn(batch, channels, side, side).to(device or "cpu")
+        labels = (torch.arange(batch) // PER_CLASS % classes).to(images.device)
+        calibrate(model, torch.randn_like(images))
+        return Setting(registry, model, images, labels)
+
+    @cached_property
+    def targets(self) -> Targets:
+        """The convolutions' statistics on another random batch."""
+        generator = torch.Generator().manual_seed(1)
+        other = torch.randn(self.images.shape, generator=generator).to(self.images)
+        return measure(self.model, [other])
+
+    def loss(self, variant: str, precision: Precision = "fp32") -> Loss:
+        """Return the loss of one of VARIANTS, images to a scalar; `precision` is that of ours."""
+        if variant == "bare":
+            return lambda images: functional.cross_entropy(self.model(images), self.labels)
+        if variant == "textbook":
+            textbook = TextbookStep(self.model, targets=dict(self.targets))
+            return lambda images: textbook.loss(images, self.labels)[0]
+        matchers = [self.registry.create(Matcher, name) for name in MATCHERS]
+        measured = {
+            target_name(matcher, site, name): value
+            for matcher in matchers
+            for site, moments in self.targets.get(matcher.title, {}).items()
+            for name, value in moments.items()
+        }
+        density = self.registry.create(Regularizer, "dd")
+        compiled = variant == "compiled"
+        matched = matching_loss(self.model, matchers, measured, self.labels, compiled, precision)
+        return lambda images: matched(images) + density.weight * density.loss(images, self.labels)
+
+    def step(self, variant: str, precision: Precision = "fp32") -> Callable[[], None]:
+        """Return one whole step of a variant: loss, gradient of the images, Adam."""
+        images = self.images.clone().requires_grad_(True)
+        optimizer = torch.optim.Adam([images], LEARNING_RATE, betas=BETAS)
+        loss = self.loss(variant, precision)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            (images.grad,) = torch.autograd.grad(loss(images), [images])
+            optimizer.step()
+
+        return step
+
+
+def matching_loss(
+    model: nn.Module,
+    matchers: list[Matcher],
+    measured: dict[str, Tensor],
+    labels: Tensor,
+    compiled: bool,
+    precision: Precision,
+) -> Loss:
+    """Return the engine's cross-entropy and matching terms, nothing dropped, as one function of images."""
+    observer = Observer(model, Matching(model, matchers, measured), compiled, precision)
+    nothing_dropped = torch.ones(1, len(observer.sites), device=labels.device)
+
+    def loss(images: Tensor) -> Tensor:
+        logits, terms = observer.observe(images, nothing_dropped)
+        return functional.cross_entropy(logits, labels) + torch.stack(list(terms.values())).sum()
+
+    return loss

@@ -1,0 +1,77 @@
+"""Shell completion of installed names. Imports nothing heavy until a shell asks, and never torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from gvbsm_registry import Component, Registry
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def components(kind: str = "") -> Complete:
+    """Return a completer of the names of a kind's components (KIND:NAME of all kinds, if none is given)."""
+
+    def complete(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+        found = _registry()
+        classes = [each for each in found.components() if kind in ("", each.kind)] if found else []
+        if kind and ":" in typed:
+            return _options(classes, typed)
+        names = [(each.name if kind else f"{each.kind}:{each.name}", each) for each in classes]
+        if not kind and ":" not in typed:
+            names = [(each.name, each) for each in classes]
+        return [
+            CompletionItem(name.removesuffix("*"), help=_summary(each))
+            for name, each in names
+            if name.startswith(typed)
+        ]
+
+    return complete
+
+
+def _options(classes: list[type[Component]], typed: str) -> list[CompletionItem]:
+    """Complete the option that is being typed in NAME:key=value,ke."""
+    name, _, given = typed.partition(":")
+    before, comma, last = given.rpartition(",")
+    if "=" in last:
+        return []
+    return [
+        CompletionItem(f"{name}:{before}{comma}{option}=", help=field.description or "")
+        for each in classes
+        if each.name == name
+        for option, field in each.model_fields.items()
+        if option.startswith(last)
+    ]
+
+
+def kinds(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Complete the name of a kind."""
+    from gvbsm_registry import KINDS
+
+    return [CompletionItem(k.kind, help=_summary(k)) for k in KINDS if k.kind.startswith(typed)]
+
+
+def recipes(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Complete the name of a shipped recipe, or a path."""
+    found = _registry()
+    names = sorted(found.recipes()) if found else []
+    shipped = [CompletionItem(name) for name in names if name.startswith(typed)]
+    return shipped or [CompletionItem(typed, type="file")]
+
+
+def _registry() -> Registry | None:
+    from gvbsm_registry import GvbsmError, discover
+
+    try:
+        return discover()
+    except GvbsmError:  # a shell that is completing can't show an error; the command itself will
+        return None
+
+
+def _summary(component: type[Component]) -> str:
+    return (component.__doc__ or "").strip().split("\n")[0]

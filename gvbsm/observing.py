@@ -1,0 +1,80 @@
+"""A forward pass with matching: eagerly, or traced with its taps into one compiled graph."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gvbsm.matching import Matching
+from gvbsm.taps import Taps
+
+Precision = Literal["fp32", "bf16"]
+Forward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
+
+
+class Observer:
+    """A frozen backbone in evaluation mode, with the matching terms of what it sees.
+
+    compiled: trace model, taps and matchers into one graph and compile it, on the first pass; without a C++
+    compiler (on the CPU) the eager path is used, with a warning. precision "bf16": the model runs under
+    autocast; statistics are reduced in float32 all the same.
+    """
+
+    def __init__(
+        self, module: nn.Module, matching: Matching, compiled: bool = False, precision: Precision = "fp32"
+    ) -> None:
+        self.module, self.matching = module, matching
+        self.sites = matching.sites
+        self._taps = Taps(module, matching.sites)
+        self._precision = precision
+        self._compile = compiled and can_compile(next(module.parameters()).device)
+        self._compiled: Forward | None = None
+
+    def observe(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits, float32 [G·B, K], and the matching terms; see `Matching.losses` for `uniforms`."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            if self._compile:
+                if self._compiled is None:
+                    self._compiled = self._trace(images)
+                logits, statistics = self._compiled(images)
+            else:
+                logits, statistics = self._forward(images, fused=True)
+        return logits.float(), self.matching.losses(statistics, uniforms)
+
+    def _forward(self, images: Tensor, fused: bool) -> tuple[Tensor, list[Tensor]]:
+        with self._taps as taps:
+            logits = self.module(images)
+        activations = taps.activations(self.matching.groups, fused)
+        return logits, self.matching.statistics_of(activations)
+
+    def _trace(self, images: Tensor) -> Forward:
+        """Trace the forward pass into primitive operations, taps included, and compile them as a whole.
+
+        Tracing by execution, so that a matcher may be any Python code; compiling happens on the first call.
+        """
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        with torch.no_grad():
+            graph = make_fx(lambda x: self._forward(x, fused=False))(images.detach())
+        return torch.compile(graph)
+
+
+_told: set[str] = set()
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs; says once if not."""
+    if device.type != "cpu" or shutil.which("g++") or shutil.which("clang++"):
+        return True
+    if "g++" not in _told:
+        _told.add("g++")
+        warnings.warn(
+            "no C++ compiler (g++) was found, so synthesis runs eagerly; install one, or pass --no-compile",
+            stacklevel=2,
+        )
+    return False

@@ -1,0 +1,175 @@
+"""The initializer that takes images from a folder: what others have distilled, or an export of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from gvbsm_plugins.datasets.paths import class_folders, expanded, image_files, printable, read_bytes
+from gvbsm_plugins.datasets.pictures import BrokenPictureError, decode
+from gvbsm_registry import Component, GvbsmError, Initializer, Source, hookimpl
+from gvbsm_registry.artifacts import digest
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+MANIFEST = "manifest.json"
+SRE2L = re.compile(r"new(\d+)")
+
+
+class FolderImages(Initializer):
+    """Images from class folders; with zero iterations they are the condensed set.
+
+    Takes what `gvbsm export --to imagefolder` writes (by its manifest), class folders of pictures (classes by
+    name; below images/ or train/ too), and SRe2L's layout, newXXX/classXXX_idXXX.jpg (labels by number).
+    Rank r is the r-th picture of its class by the manifest, else by name. Pictures of another size are
+    resized.
+    """
+
+    name = "folder"
+
+    root: Path = Field(description="the folder that holds the manifest or the class folders")
+    contents: str = Field("", description="digest of names, labels and bytes; worked out if not given")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_contents(cls, values: Any) -> Any:
+        """Fill in the digest, so that results depend on the pictures and not on where they lie."""
+        if isinstance(values, dict) and values.get("root") and not values.get("contents"):
+            listing = list_pictures(Path(values["root"]))
+            return {**values, "contents": _digest(listing)}
+        return values
+
+    @cached_property
+    def _listing(self) -> dict[str | int, list[Path]]:
+        listing = list_pictures(self.root)
+        if _digest(listing) != self.contents:
+            raise GvbsmError(f"{self.root}: its pictures have changed since the recipe was made; import anew")
+        return listing
+
+    def per_class(self) -> int | None:
+        """Raises GvbsmError if the classes do not have equally many pictures."""
+        counts = {name: len(paths) for name, paths in self._listing.items()}
+        if len(set(counts.values())) != 1:
+            few, many = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
+            raise GvbsmError(
+                f"{self.root}: class {few!r} has {counts[few]} pictures and {many!r} has {counts[many]}; "
+                "every class needs equally many"
+            )
+        return next(iter(counts.values()))
+
+    def images(self, labels: Tensor, ranks: Tensor, source: Source, generator: Generator) -> Tensor:
+        """Return the pictures; raises GvbsmError if a class or a picture is missing, or broken."""
+        import torch
+
+        train = source.train
+        folders = _by_label(self._listing, train.classes, self.root)
+        found = []
+        for label, rank in zip(labels.tolist(), ranks.tolist(), strict=True):
+            paths = folders[label]
+            if rank >= len(paths):
+                raise GvbsmError(
+                    f"{self.root}: class {train.classes[label]!r} has {len(paths)} pictures where {rank + 1} "
+                    f"are asked for; set synthesis.ipc = {len(paths)}"
+                )
+            found.append(torch.tensor(_decoded(paths[rank], train.side, train.channels)))
+        return source.normalize(torch.stack(found))
+
+
+def _decoded(path: Path, side: int, channels: int) -> Any:
+    try:
+        return decode(read_bytes(os.fspath(path)), printable(os.fspath(path)), side, channels)
+    except BrokenPictureError as error:
+        raise GvbsmError(f"{error}; replace it") from error
+
+
+def list_pictures(root: Path) -> dict[str | int, list[Path]]:
+    """Return the pictures by class: by its name, or its label in SRe2L's layout; in the order of their ranks.
+
+    Raises GvbsmError if there are none, or the manifest is broken or leads outside the folder.
+    """
+    folder = expanded(root)
+    if not folder.is_dir():
+        raise GvbsmError(f"{folder}: no such folder; give the one that holds the class folders")
+    if (folder / MANIFEST).is_file():
+        return _from_manifest(folder)
+    for inner in ("images", "train"):
+        if (folder / inner).is_dir() and class_folders(folder / inner):
+            folder = folder / inner
+            break
+    names = class_folders(folder)
+    numbered = bool(names) and all(SRE2L.fullmatch(name) for name in names)
+    found: dict[str | int, list[Path]] = {}
+    for name, directory in names.items():
+        match = SRE2L.fullmatch(name)
+        pictures = [folder / directory / os.fsdecode(path) for path, _ in image_files(folder / directory)]
+        if pictures:
+            found[int(match[1]) if numbered and match else name] = pictures
+    if not found:
+        raise GvbsmError(f"{folder}: holds no class folders with pictures; give the folder that does")
+    return found
+
+
+def _from_manifest(folder: Path) -> dict[str | int, list[Path]]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str | int, list[Path]] = {str(name): [] for name in manifest["classes"]}
+        names = list(found)
+        for entry in manifest["images"]:
+            inner, label = Path(entry["file"]), int(entry["label"])
+            if inner.is_absolute() or ".." in inner.parts:
+                raise GvbsmError(
+                    f"{path}: names a file outside its folder ({entry['file']!r}); don't trust it"
+                )
+            if label < 0:
+                raise IndexError(f"label {label}")
+            found[names[label]].append(folder / inner)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise GvbsmError(f"{path}: is no manifest of a set ({error}); export it again") from error
+    if len(names) != len(manifest["classes"]) or not all(found.values()):
+        raise GvbsmError(f"{path}: classes have equal names or no picture; export it again")
+    return found
+
+
+def _digest(listing: dict[str | int, list[Path]]) -> str:
+    import hashlib
+
+    files = {
+        str(name): [hashlib.sha256(read_bytes(os.fspath(path))).hexdigest() for path in paths]
+        for name, paths in listing.items()
+    }
+    return digest([files, all(isinstance(name, int) for name in listing)])
+
+
+def _by_label(
+    listing: dict[str | int, list[Path]], classes: tuple[str, ...], root: Path
+) -> dict[int, list[Path]]:
+    """Return the pictures by label; raises GvbsmError unless the classes are the data set's."""
+    if all(isinstance(name, int) for name in listing):
+        found = {int(label): paths for label, paths in listing.items()}
+        if set(found) != set(range(len(classes))):
+            raise GvbsmError(
+                f"{root}: has folders new000 to new{max(found):03d}, not one for each of the "
+                f"{len(classes)} classes; use the data set that it was made for"
+            )
+        return found
+    missing = [name for name in classes if name not in listing]
+    extra = [str(name) for name in listing if name not in classes]
+    if missing or extra:
+        raise GvbsmError(
+            f"{root}: its classes are not the data set's (missing {missing[:3]}, unknown {extra[:3]}); "
+            "use the data set that it was made for"
+        )
+    return {label: listing[name] for label, name in enumerate(classes)}
+
+
+@hookimpl
+def gvbsm_components() -> list[type[Component]]:
+    return [FolderImages]

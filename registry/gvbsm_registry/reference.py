@@ -1,0 +1,154 @@
+"""Describes kinds, hooks and components from their own code: for `gvbsm plugins show` and the docs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from gvbsm_registry import hookspecs
+from gvbsm_registry.kinds import CONTRACT_VERSION, KINDS, Component
+
+LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "at least", "max_length": "at most"}
+HEAD = (
+    "# Reference of kinds and hooks",
+    "Contract {version}. Made from the code by `python -m gvbsm_registry.reference > docs/reference.md`;",
+    "a test fails when it is not current. Everything is imported from `gvbsm_registry`.",
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a component, as text: its type with limits, its default ("" if required), its help."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+
+
+def options(component: type[Component]) -> list[Option]:
+    """Return a component class's options, its own ones first, then those of its kind."""
+    kind = next(known for known in KINDS if issubclass(component, known))
+    shared = [name for name in component.model_fields if name in kind.model_fields]
+    names = [name for name in component.model_fields if name not in shared] + shared
+    return [_option(name, component.model_fields[name]) for name in names]
+
+
+def _option(name: str, field: FieldInfo) -> Option:
+    limits = [
+        f"{sign} {getattr(limit, key)}"
+        for limit in field.metadata
+        for key, sign in LIMITS.items()
+        if getattr(limit, key, None) is not None
+    ]
+    kind = ", ".join([type_text(field.annotation), *limits])
+    default = field.get_default(call_default_factory=False)
+    text = "" if default is PydanticUndefined else "none" if default is None else _plain(default)
+    return Option(name, kind, text, field.description or "")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_plain, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def type_text(annotation: Any) -> str:
+    """Return a type as a user reads it: `int or none`, `"a" or "b"`, `list of float`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " or ".join(map(_plain, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_text(argument) for argument in arguments)
+    if origin in (tuple, list):
+        if len(arguments) == 2 and arguments[1] is not Ellipsis:
+            return f"[{type_text(arguments[0])}, {type_text(arguments[1])}]"
+        return f"list of {type_text(arguments[0])}"
+    if origin is dict:
+        return "table"
+    names = {str: "text", type(None): "none", bool: "true or false"}
+    return names.get(annotation) or getattr(annotation, "__name__", str(annotation)).lower()
+
+
+def methods(kind: type[Component]) -> Iterator[tuple[str, Callable[..., Any], bool]]:
+    """Yield (name, method, whether a component must define it) of what a kind asks for, in its order."""
+    for name, value in vars(kind).items():
+        if inspect.isfunction(value) and not name.startswith("_"):
+            yield name, value, name in kind.__abstractmethods__
+
+
+def signature(function: Callable[..., Any]) -> str:
+    """Return `name(arguments) -> type`, with the types as they are written."""
+    found = inspect.signature(function)
+    plain = [
+        parameter.replace(annotation=_Written(parameter.annotation))
+        if parameter.annotation is not parameter.empty
+        else parameter
+        for parameter in found.parameters.values()
+    ]
+    result = found.return_annotation
+    shown = found.replace(
+        parameters=plain,
+        return_annotation=result if result is found.empty else _Written(result),
+    )
+    return f"{function.__name__}{shown}"
+
+
+class _Written:
+    """An annotation that prints as it is written."""
+
+    def __init__(self, text: Any) -> None:
+        self.text = text if isinstance(text, str) else inspect.formatannotation(text)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def contract(kind: type[Component]) -> list[tuple[str, str]]:
+    """Return (signature, docstring) of each method of a kind; those that may be left out say so."""
+    return [
+        (signature(method), (inspect.getdoc(method) or "") + ("" if needed else "\n\nMay be left out."))
+        for _, method, needed in methods(kind)
+    ]
+
+
+def hooks() -> list[tuple[str, str]]:
+    """Return (signature, docstring) of each hook."""
+    found = [f for name, f in vars(hookspecs).items() if name.startswith("gvbsm_")]
+    return [(signature(hook), inspect.getdoc(hook) or "") for hook in found]
+
+
+def markdown() -> str:
+    """Return the reference of all hooks and kinds as Markdown."""
+    title, *intro = HEAD
+    parts = [title, "\n".join(intro).format(version=CONTRACT_VERSION), "## Hooks"]
+    parts.append("A plugin module defines any of these as plain functions marked with `@hookimpl`.")
+    for text, doc in hooks():
+        parts += [f"### `{text}`", doc]
+    parts += ["## Kinds", "A component derives from one of these classes and sets `name`."]
+    for kind in KINDS:
+        parts += [f"### {kind.__name__}", inspect.getdoc(kind) or ""]
+        parts += [f"- `{option.name}`: {_option_text(option)}" for option in options(kind)]
+        for text, doc in contract(kind):
+            parts += [f"#### `{text}`", doc]
+    text = "\n\n".join(parts)
+    return re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", text) + "\n"
+
+
+def _option_text(option: Option) -> str:
+    default = f"; default {option.default}" if option.default else "; required"
+    return f"{option.type}{default}. {option.help}."
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -1,0 +1,129 @@
+"""Conformance: does a component do what its kind's contract asks?
+
+    from gvbsm_registry.testing import cases
+
+    @pytest.mark.parametrize("case", cases(MyMatcher(side=2)), ids=str)
+    def test_my_matcher(case):
+        case()
+
+or `check_matcher(MyMatcher())`, which runs all cases and raises one ConformanceError that lists those
+that are not met and what the contract asks there. Nothing here needs pytest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gvbsm_registry.kinds import (
+    Augmentation,
+    Backbone,
+    Codec,
+    Component,
+    Dataset,
+    Ensembler,
+    Executor,
+    Exporter,
+    Initializer,
+    Matcher,
+    Objective,
+    Regularizer,
+    Schedule,
+)
+from gvbsm_registry.testing import backbones, components, data, losses, matchers, running, views
+from gvbsm_registry.testing.cases import Case, ConformanceError, cases, fail, run
+from gvbsm_registry.testing.plugins import check_plugin
+from gvbsm_registry.testing.samples import PlainActivation
+
+__all__ = [
+    "Case",
+    "ConformanceError",
+    "PlainActivation",
+    "cases",
+    "check",
+    "check_augmentation",
+    "check_backbone",
+    "check_codec",
+    "check_dataset",
+    "check_ensembler",
+    "check_executor",
+    "check_exporter",
+    "check_initializer",
+    "check_matcher",
+    "check_objective",
+    "check_plugin",
+    "check_regularizer",
+    "check_schedule",
+]
+
+_LOADED = (backbones, components, data, losses, matchers, running, views)  # importing them registers cases
+
+
+def check(component: Component | type[Component], **circumstances: Any) -> None:
+    """Run every case of a component's kind; raises ConformanceError. See `cases` for the arguments."""
+    run(cases(component, **circumstances))
+
+
+def _check(kind: type[Component], component: Any, **circumstances: Any) -> None:
+    if getattr(component, "kind", None) != kind.kind:
+        fail(f"{component!r} is no {kind.kind}: derive it from gvbsm_registry.{kind.__name__}")
+    check(component, **circumstances)
+
+
+def check_dataset(component: Dataset | type[Dataset]) -> None:
+    """Check a data set, opening both its splits. Raises ConformanceError."""
+    _check(Dataset, component)
+
+
+def check_backbone(component: Backbone | type[Backbone], sides: tuple[int, ...] = (16,)) -> None:
+    """Check a backbone on images of the given sides, which it must take. Raises ConformanceError."""
+    _check(Backbone, component, sides=sides)
+
+
+def check_matcher(component: Matcher | type[Matcher], model: Any = None) -> None:
+    """Check a matcher on small models, and on `model` (RGB images of 16×16). Raises ConformanceError."""
+    _check(Matcher, component, model=model)
+
+
+def check_regularizer(component: Regularizer | type[Regularizer]) -> None:
+    """Check a regularizer. Raises ConformanceError."""
+    _check(Regularizer, component)
+
+
+def check_initializer(component: Initializer | type[Initializer]) -> None:
+    """Check an initializer on a small made-up data set. Raises ConformanceError."""
+    _check(Initializer, component)
+
+
+def check_augmentation(component: Augmentation | type[Augmentation]) -> None:
+    """Check an augmentation. Raises ConformanceError."""
+    _check(Augmentation, component)
+
+
+def check_schedule(component: Schedule | type[Schedule]) -> None:
+    """Check a schedule. Raises ConformanceError."""
+    _check(Schedule, component)
+
+
+def check_ensembler(component: Ensembler | type[Ensembler]) -> None:
+    """Check an ensembler. Raises ConformanceError."""
+    _check(Ensembler, component)
+
+
+def check_objective(component: Objective | type[Objective]) -> None:
+    """Check an objective. Raises ConformanceError."""
+    _check(Objective, component)
+
+
+def check_codec(component: Codec | type[Codec]) -> None:
+    """Check a codec. Raises ConformanceError."""
+    _check(Codec, component)
+
+
+def check_executor(component: Executor | type[Executor]) -> None:
+    """Check an executor. Raises ConformanceError."""
+    _check(Executor, component)
+
+
+def check_exporter(component: Exporter | type[Exporter]) -> None:
+    """Check an exporter on a small made-up run folder. Raises ConformanceError."""
+    _check(Exporter, component)

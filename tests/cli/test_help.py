@@ -1,0 +1,89 @@
+"""Help is instant and complete, and what can be typed changes only on purpose."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cli_helpers
+import pytest
+
+import gvbsm
+from gvbsm.cli import main
+
+FLAGS = Path(__file__).with_name("flags.txt")
+
+
+def seconds(command: list[str]) -> float:
+    """Return the median time of three runs."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, env=cli_helpers.environment())
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def test_help_is_instant() -> None:
+    bare = seconds([sys.executable, "-c", "pass"])
+    # On a machine so busy that even an empty program is slow, 0.3 s says nothing of ours.
+    assert seconds(cli_helpers.command("--help")) < max(0.3, 8 * bare)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["evaluate", "-h"]])
+def test_help_imports_neither_torch_nor_a_plugin(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom gvbsm.cli import main\n"
+        f"main({arguments!r}, standalone_mode=False)\n"
+        "print(sorted({'torch', 'torchvision', 'timm', 'sklearn', 'pydantic', 'pluggy', 'gvbsm_registry',"
+        " 'gvbsm_plugins'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stderr == "[]\n"
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, gvbsm; gvbsm.__version__; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout == "False\n"
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_explains_itself(name: str) -> None:
+    shown = cli_helpers.done(name, "--help").stdout
+    assert f"\n  {name} " in cli_helpers.done("--help").stdout
+    for parameter in main.commands[name].params:
+        for flag in parameter.opts:
+            if flag.startswith("-"):
+                assert flag in shown
+                assert getattr(parameter, "help", None), f"{name} {flag} has no help"
+
+
+def test_version() -> None:
+    assert gvbsm.__version__ in cli_helpers.done("--version").stdout
+
+
+def test_commands_and_flags_are_the_recorded_ones() -> None:
+    assert cli_helpers.flags() == FLAGS.read_text(encoding="utf-8"), (
+        "The commands or flags have changed. If that is meant (say so in CHANGELOG), record them anew:\n"
+        "    python tests/cli/cli_helpers.py > tests/cli/flags.txt"
+    )
+
+
+def test_the_flags_of_the_design_exist() -> None:
+    recorded = FLAGS.read_text(encoding="utf-8").splitlines()
+    flags = "recipe --ipc --matcher --backbone --regularizer --set --data --out --store --device --seed"
+    for flag in flags.split(" "):
+        assert any(line.startswith(f"run {flag} ") for line in recorded), flag
+    for stage in ("pretrain", "measure", "synthesize", "relabel", "evaluate"):
+        assert f"{stage} out path" in recorded
+
+
+def test_a_wrong_flag_is_a_usage_error() -> None:
+    result = cli_helpers.invoke("run", "--matchr", "bn")
+    assert result.exit_code == 2
+    assert "--matcher" in result.stderr
+    assert "Traceback" not in result.stderr

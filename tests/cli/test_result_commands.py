@@ -1,0 +1,87 @@
+"""The commands about results, on runs of the command line's own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cli_helpers
+import torch
+
+from gvbsm import DistilledDataset
+
+
+def options(run: Any) -> list[Any]:
+    return ["--store", run.store]
+
+
+def test_report_and_scores(copied: Any) -> None:
+    cli_helpers.done("report", copied.out, *options(copied))
+    assert (copied.out / "report.html").read_text().startswith("<!doctype html>")
+    shown = cli_helpers.done("scores", copied.out).stdout
+    assert "evaluation.full" in shown
+    assert (copied.out / "results.csv").read_text().startswith("set,labels,augmented,ipc,student,seed,top1")
+
+
+def test_several_reports_side_by_side(finished: Any, tmp_path: Path) -> None:
+    path = tmp_path / "both.html"
+    cli_helpers.done("report", finished.out, finished.out, "--to", path, *options(finished))
+    assert "2 condensed sets side by side" in path.read_text()
+
+
+def test_export_then_import_relabels_and_evaluates_the_same_images(
+    finished: Any, tiny: Path, tmp_path: Path, store: Path
+) -> None:
+    cli_helpers.done("export", finished.out, tmp_path / "set", "--to", "imagefolder")
+    made = tmp_path / "imported"
+    shown = cli_helpers.done(
+        "import", tmp_path / "set", "--recipe", tiny, "--out", made, "--store", store, "--device", "cpu"
+    ).stdout
+    assert "distilled" in shown
+    ours, theirs = DistilledDataset(finished.out / "distilled"), DistilledDataset(made / "distilled")
+    assert torch.equal(ours.images, theirs.images)
+    assert torch.equal(ours.labels, theirs.labels)
+    assert ours.classes == theirs.classes
+    assert theirs.epochs == ours.epochs
+    # it stays a run folder when the pictures are gone
+    shutil.rmtree(tmp_path / "set")
+    cli_helpers.done("evaluate", made, "--store", store, "--device", "cpu")
+
+
+def test_a_format_with_options(finished: Any, tmp_path: Path) -> None:
+    cli_helpers.done("export", finished.out, tmp_path / "dd", "--to", "dd-ranking:method=Mine")
+    assert (tmp_path / "dd" / "Mine" / "digits" / "IPC2.yaml").is_file()
+
+
+def test_wrong_uses_say_what_to_do(finished: Any, tmp_path: Path) -> None:
+    for arguments, words in (
+        (["export", finished.out, tmp_path / "x", "--to", "imagefolders"], "did you mean 'imagefolder'"),
+        (["export", finished.out, finished.store, "--to", "imagefolder"], "exists"),
+        (["export", tmp_path, tmp_path / "x", "--to", "imagefolder"], "holds no distilled set"),
+        (["import", tmp_path / "none", "--out", tmp_path / "o"], "no such folder"),
+        (["report", tmp_path], "no run folder"),
+        (["scores", tmp_path], "no results yet"),
+        (["sweep", "digits"], "--vary"),
+        (["sweep", "momentum", "--vary", "synthesis.ipc=1"], "--vary"),
+        (["sweep", "digits", "--vary", "synthesis.ipc"], "KEY=VALUE"),
+        (["compare", "digits"], "--initializer"),
+    ):
+        result = cli_helpers.invoke(*arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+        assert words in result.stderr, (arguments, result.stderr)
+
+
+def test_sweep_and_compare(tiny: Path, tmp_path: Path, store: Path) -> None:
+    where = ["--store", store, "--device", "cpu", "--set", "relabel.epochs=2", "--set", "evaluation.epochs=2"]
+    out = tmp_path / "sweep"
+    vary = ["--vary", "synthesis.iterations=0,2"]
+    shown = cli_helpers.done("sweep", tiny, *vary, "--out", out, *where).stdout
+    assert "iterations" in shown
+    assert {"results.json", "results.csv", "table.txt", "plot.svg", "plot.png"} <= {
+        path.name for path in out.iterdir()
+    }
+    coresets = ["--initializer", "real", "--initializer", "herding"]
+    out = tmp_path / "compare"
+    shown = cli_helpers.done("compare", tiny, *coresets, "--ipc", "1", "--out", out, *where).stdout
+    assert "herding (coreset)" in shown

@@ -1,0 +1,113 @@
+"""Every block of the documentation is executed, in order, and does what it says.
+
+How a block is run is told by its first line:
+
+- ```` ```console ````: lines after `$ ` are run by a shell; the lines that follow are what it prints, and
+  `...` stands for anything.
+- ```` ```python ````: run by Python; with `file=PATH` it is written to that file instead.
+- ```` ```toml ````: parsed, and added to the recipe that it would be part of.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from venvs import ROOT, Venv, wheel
+
+from gvbsm_registry import reference
+
+BLOCK = re.compile(r"^```(\w*)[ ]*(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TUTORIAL = ROOT / "docs" / "plugins.md"
+
+
+def blocks(path: Path) -> list[tuple[str, str, str]]:
+    """Return (language, the rest of the first line, content) of each block."""
+    return BLOCK.findall(path.read_text(encoding="utf-8"))
+
+
+def console(venv: Venv, folder: Path, text: str) -> None:
+    """Run a block's commands and compare what they print with what stands there."""
+    for part in re.split(r"(?m)^\$ ", text)[1:]:
+        command, _, expected = part.partition("\n")
+        done = venv.run(command, folder)
+        printed = " ".join((done.stdout + done.stderr).split())
+        wanted = " ".join(expected.split())
+        pattern = ".*?".join(re.escape(piece.strip()) for piece in wanted.split("..."))
+        assert re.search(pattern, printed, re.DOTALL), f"$ {command}\n{printed}\ninstead of\n{wanted}"
+
+
+def python(venv: Venv, folder: Path, text: str, rest: str) -> None:
+    """Write a block to its file, or run it."""
+    if rest:
+        path = folder / rest.removeprefix("file=")
+        assert path.exists(), f"the block replaces {path}, which does not exist"
+        path.write_text(text, encoding="utf-8")
+        return
+    script = folder / "block.py"
+    script.write_text(text, encoding="utf-8")
+    venv.run("python block.py", folder)
+
+
+def toml(venv: Venv, folder: Path, text: str) -> None:
+    """Check a block as a recipe."""
+    tomllib.loads(text)
+    (folder / "block.toml").write_text(text, encoding="utf-8")
+    check = (
+        "from gvbsm import recipe; from gvbsm_registry import discover; recipe.load('block.toml', discover())"
+    )
+    venv.run(f'python -c "{check}"', folder)
+
+
+@pytest.mark.slow
+def test_the_tutorial_works_from_its_first_block_to_its_last(tmp_path: Path) -> None:
+    venv = Venv(tmp_path / "env")
+    venv.run(f"pip install {wheel(ROOT, tmp_path)}", tmp_path)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    run: dict[str, Callable[[str, str], None]] = {
+        "console": lambda text, rest: console(venv, folder, text),
+        "python": lambda text, rest: python(venv, folder, text, rest),
+        "toml": lambda text, rest: toml(venv, folder, text),
+    }
+    found = blocks(TUTORIAL)
+    assert len(found) > 8
+    for language, rest, text in found:
+        run[language](text, rest)
+
+
+def test_every_fence_is_a_block_that_can_be_run() -> None:
+    text = TUTORIAL.read_text(encoding="utf-8")
+    assert text.count("```") == 2 * len(blocks(TUTORIAL))
+    assert {language for language, _, _ in blocks(TUTORIAL)} <= {"console", "python", "toml"}
+
+
+def test_the_reference_is_current() -> None:
+    path = ROOT / "docs" / "reference.md"
+    assert path.read_text(encoding="utf-8") == reference.markdown(), (
+        f"docs/reference.md is not what the code says; make it anew:\n    {Path(sys.executable).name} "
+        "-m gvbsm_registry.reference > docs/reference.md"
+    )
+
+
+def test_the_reference_names_every_kind_hook_and_method() -> None:
+    text = reference.markdown()
+    for kind in reference.KINDS:
+        assert f"### {kind.__name__}\n" in text
+        for method in kind.__abstractmethods__:
+            assert f"#### `{method}(self" in text
+        for option in kind.model_fields:
+            assert f"- `{option}`: " in text
+    for signature, _ in reference.hooks():
+        assert f"### `{signature}`" in text
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

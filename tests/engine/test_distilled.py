@@ -1,0 +1,129 @@
+"""A condensed set opened as a torch data set."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import gvbsm
+from gvbsm import recipe
+from gvbsm.distilled import DistilledDataset
+from gvbsm_registry import GvbsmError
+from gvbsm_registry.artifacts import read
+
+
+@pytest.fixture(scope="module")
+def folder(registry, stages, shared_store, tmp_path_factory) -> Path:
+    """OUT/distilled of a run with 5 epochs of labels in blocks of 2, IPC 2, 3 classes."""
+    from conftest import TABLES
+
+    out = tmp_path_factory.mktemp("run")
+    made = recipe.make({**TABLES, "relabel": {"epochs": 5, "block": 2, "batch": 4}}, registry, "here")
+    gvbsm.run(made, out=out, store=shared_store, device="cpu", until="relabel", registry=registry)
+    return out / "distilled"
+
+
+@pytest.fixture
+def copied(folder, tmp_path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "set"))
+
+
+def test_items_without_an_epoch_are_images_and_labels(folder):
+    data = gvbsm.DistilledDataset(folder)
+    stored = read(folder / "images.safetensors", "distilled")
+    assert (len(data), data.epochs, data.classes) == (6, 5, ("ant", "bee", "cat"))
+    assert data.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.provenance["gvbsm"] == gvbsm.__version__
+    for index in range(6):
+        image, label = data[index]
+        assert image.dtype == torch.float32
+        assert isinstance(label, int)
+        assert label == int(stored.tensors["labels"][index])
+        expected = (stored.tensors["images"][index].double() / 255 - data.mean[0]) / data.std[0]
+        torch.testing.assert_close(image.double(), expected, rtol=0, atol=1e-5)
+    assert torch.equal(data.normalized(), torch.stack([data[i][0] for i in range(6)]))
+    with pytest.raises(IndexError):
+        data[6]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 6])
+def test_any_loading_batch_size_gives_the_same_views(folder, size):
+    data = DistilledDataset(folder)
+    for number in (0, 3):
+        epoch = data.epoch(number)
+        everything = torch.arange(6)
+        views = epoch.views.apply(data.normalized(), everything)
+        truth = epoch.views.truth(data.labels, everything, 3, 8)
+        data.set_epoch(number)
+        loaded = [torch.cat(parts) for parts in zip(*DataLoader(data, size), strict=True)]
+        iterated = [torch.cat(parts) for parts in zip(*data.batches(number, size), strict=True)]
+        for found in (loaded, iterated):
+            torch.testing.assert_close(found[0], views, rtol=0, atol=1e-6)
+            assert torch.equal(found[1], epoch.logits)
+            torch.testing.assert_close(found[2], truth)
+
+
+def test_shuffled_batches_cover_the_epoch(folder):
+    data = DistilledDataset(folder)
+    logits = torch.cat([b[1] for b in data.batches(1, 4, torch.Generator().manual_seed(1))])
+    expected = data.epoch(1).logits
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(logits, expected[order])
+
+
+def test_item_reads_no_more_images_than_it_shows(folder, monkeypatch):
+    data = DistilledDataset(folder)
+    data.set_epoch(0)
+    monkeypatch.setattr(DistilledDataset, "normalized", lambda self: pytest.fail("normalised the whole set"))
+    assert data[3][0].shape == (1, 8, 8)
+
+
+def test_epochs_repeat_when_they_run_out(folder):
+    data = DistilledDataset(folder)
+    assert torch.equal(data.epoch(7).logits, data.epoch(2).logits)
+    assert torch.equal(data.epoch(7).views.view.boxes, data.epoch(2).views.view.boxes)
+    assert not torch.equal(data.epoch(2).logits, data.epoch(3).logits)
+
+
+def test_without_labels(copied):
+    for path in copied.glob("labels-*"):
+        path.unlink()
+    data = DistilledDataset(copied)
+    assert data.epochs == 0
+    assert len(data[0]) == 2
+    with pytest.raises(GvbsmError, match="holds no soft labels; run the relabel stage"):
+        data.set_epoch(0)
+
+
+def test_a_missing_block_is_named_when_it_is_needed(copied):
+    (copied / "labels-00001.safetensors").unlink()
+    data = DistilledDataset(copied)
+    assert len(data[0]) == 2  # the images need no labels
+    with pytest.raises(GvbsmError, match=r"epoch 2.*relabel"):
+        data.epoch(2)
+
+
+def test_labels_of_other_images_are_refused(copied, make_workspace, stages):
+    other = stages(make_workspace(("seed", 9), ("relabel.epochs", 1))).run("relabel")
+    shutil.copy(other.out / "distilled" / "labels-00000.safetensors", copied)
+    with pytest.raises(GvbsmError, match="labels other images"):
+        DistilledDataset(copied)
+
+
+@pytest.mark.parametrize("name", ["images.safetensors", "labels-00001.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_file_is_refused_by_name(copied, name, damage):
+    raw = (copied / name).read_bytes()
+    damaged = raw[:-20] if damage == "cut" else raw[:-20] + bytes([raw[-20] ^ 1]) + raw[-19:]
+    (copied / name).write_bytes(damaged)
+    with pytest.raises(GvbsmError, match=f"{name}: truncated or altered"):
+        DistilledDataset(copied).epoch(3)
+
+
+def test_a_folder_without_a_set(tmp_path):
+    with pytest.raises(GvbsmError, match=r"images\.safetensors: no such file"):
+        DistilledDataset(tmp_path)

@@ -1,0 +1,135 @@
+"""An estimate against a real run of the same small recipe."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+
+from gvbsm.cli import main
+from gvbsm.estimate import estimate, label_bytes
+from gvbsm.estimate_command import duration, size
+from gvbsm.trial import StandIn
+from gvbsm.workspace import Workspace
+
+TINY = {
+    "backbones": [{"use": "convnet", "width": 4, "depth": 1}],
+    "evaluation.students": [{"use": "convnet", "width": 4, "depth": 1}],
+    "synthesis.batch": 4,
+}
+STAGES = ["pretrain", "measure", "synthesize", "relabel", "evaluate"]
+
+
+def _tensor_bytes(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return sum(file.get_tensor(key).nbytes for key in file.keys())  # noqa: SIM118
+
+
+def _estimated(workspace: Workspace) -> dict[str, Any]:
+    return estimate(workspace.recipe, workspace.registry, torch.device("cpu"), steps=2)
+
+
+def test_bytes_are_those_of_a_real_run(make_workspace: Any, stages: Any) -> None:
+    workspace = make_workspace(("relabel.epochs", 5))
+    found = _estimated(workspace)
+    stages(workspace).run("relabel")
+    out, store = workspace.out / "distilled", workspace.store
+
+    assert found["bytes"]["images"] == _tensor_bytes(out / "images.safetensors")
+    labels = sum(_tensor_bytes(path) for path in out.glob("labels-*"))
+    assert found["bytes"]["labels"] == pytest.approx(labels, rel=0.05)
+    backbones, statistics = stages(workspace).backbones(), stages(workspace).statistics()
+    assert found["bytes"]["backbones"] == sum(_tensor_bytes(unit.path) for unit in backbones)
+    assert found["bytes"]["statistics"] == sum(_tensor_bytes(unit.path) for unit in statistics)
+    assert all(unit.path.is_relative_to(store) for unit in backbones)
+
+
+def test_time_is_of_the_right_order(make_workspace: Any, stages: Any, tmp_path: Path) -> None:
+    changes = [("synthesis.iterations", 60), ("pretrain.epochs", 8), ("evaluation.epochs", 12)]
+    workspace = make_workspace(*changes, store=tmp_path / "fresh")
+    found = _estimated(workspace)
+    started = time.monotonic()
+    try:
+        stages(workspace).run("evaluate")
+    except Exception as error:  # a toy backbone below chance: what ran until then is no measure
+        pytest.skip(f"the run ended early: {error}")
+    assert found["seconds"] / 8 < time.monotonic() - started < found["seconds"] * 8
+
+
+def test_steps_are_those_that_the_recipe_asks_for(make_workspace: Any) -> None:
+    workspace = make_workspace()
+    costs = {cost["stage"]: cost for cost in _estimated(workspace)["stages"]}
+    recipe, train = workspace.recipe, workspace.train
+    assert list(costs) == STAGES
+    assert costs["pretrain"]["steps"] == 2 * recipe.pretrain.epochs * len(train) // recipe.pretrain.batch
+    assert costs["measure"]["steps"] == 2 * -(-len(train) // recipe.measure.batch)
+    assert costs["synthesize"]["steps"] == 2 * recipe.synthesis.iterations  # 6 images in batches of 4
+    assert costs["relabel"]["steps"] == 2 * recipe.relabel.epochs * 2
+    for cost in costs.values():
+        assert cost["seconds"] == pytest.approx(cost["seconds_per_step"] * cost["steps"])
+
+
+def test_nothing_is_left_behind(make_workspace: Any) -> None:
+    workspace = make_workspace(out="untouched")
+    _estimated(workspace)
+    assert not workspace.out.exists()
+
+
+def test_a_data_set_that_is_not_at_hand() -> None:
+    arguments = ["estimate", "digits", "--images", "50000", "--classes", "20", "--side", "16", "--steps", "1"]
+    for key, value in TINY.items():
+        arguments += ["--set", f"{key}={_toml(value)}"]
+    done = CliRunner().invoke(main, [*arguments, "--ipc", "2", "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert [cost["stage"] for cost in found["stages"]] == STAGES
+    assert found["stages"][1]["steps"] == -(-50000 // 64)
+    assert found["bytes"]["images"] == 40 * (3 * 16 * 16 + 8)
+    assert found["seconds"] == pytest.approx(sum(cost["seconds"] for cost in found["stages"]))
+
+
+def test_a_stand_in_needs_all_of_its_sizes() -> None:
+    done = CliRunner().invoke(main, ["estimate", "digits", "--images", "500"])
+    assert done.exit_code == 2
+    assert "--side" in done.output
+
+
+def test_a_stand_in_takes_no_memory() -> None:
+    data = StandIn.like(images=1_281_167, tests=50_000, classes=1000, side=224, channels=3)
+    train = data.open("train", Path())
+    assert (len(train), len(train.classes)) == (1_281_167, 1000)
+    assert train.read(torch.tensor([0, 1_281_166])).shape == (2, 3, 224, 224)
+
+
+def test_label_bytes_of_larger_sets() -> None:
+    tensors = {
+        "partner": torch.zeros(3, 10, dtype=torch.uint8),
+        "flip": torch.zeros(3, 2, dtype=torch.uint8),
+        "roll": torch.zeros(3, 1, 2, dtype=torch.uint8),
+        "logits.values": torch.zeros(3, 10, 7, dtype=torch.float16),
+    }
+    assert label_bytes(tensors, 10, 10) == sum(tensor[0].nbytes for tensor in tensors.values())
+    assert label_bytes(tensors, 10, 1001) == 1001 * 2 + 126 + 2 + 1001 * 14
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2.04, "2.0 s"), (90, "2 min"), (7500, "2 h 05 min"), (100_000, "1 d 3 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_sizes() -> None:
+    assert [size(None), size(12), size(2048), size(3 * 2**30)] == ["unknown", "12 B", "2.0 KiB", "3.0 GiB"]
+
+
+def _toml(value: Any) -> str:
+    import tomli_w
+
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").strip().replace("\n", " ")

@@ -1,0 +1,180 @@
+"""The layout of label files: exact replay, bytes, pruning, and files that can't be decoded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gvbsm import labels
+from gvbsm.distilled import DistilledDataset, LabelBlocks
+from gvbsm.stages import relabel
+from gvbsm.views import EpochViews, draw
+from gvbsm.workspace import Workspace
+from gvbsm_registry import Codec, GvbsmError, Registry, View
+from gvbsm_registry.artifacts import Artifact, read, write
+
+
+def stored(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def drawn(registry: Registry, count: int, side: int, **options: Any) -> list[EpochViews]:
+    from gvbsm_registry import Augmentation
+
+    augmentation = registry.create(Augmentation, {"use": "resized_crop", **options})
+    found = []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        groups = torch.randperm(count, generator=generator).split(20)
+        found.append(draw(augmentation, groups, side, 1.0, 1.0, generator))
+    return found
+
+
+def same(one: EpochViews, other: EpochViews) -> bool:
+    pairs = [
+        (one.view.boxes, other.view.boxes),
+        (one.view.flips, other.view.flips),
+        (one.view.rolls, other.view.rolls),
+        (one.partners, other.partners),
+        (one.boxes, other.boxes),
+    ]
+    return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "most"), [(50, 8, 10), (300, 32, 11), (300, 224, 11), (60, 288, 18)]
+)
+def test_views_replay_to_the_bit_from_few_bytes(registry: Registry, count: int, side: int, most: int) -> None:
+    epochs = drawn(registry, count, side, roll=2)
+    coded = [{"x": torch.zeros(count, 0)} for _ in epochs]
+    packed = labels.pack(epochs, coded)
+    for number, views in enumerate(epochs):
+        assert same(labels.views_of(packed, number, count), views)
+    assert stored(packed) <= most * count * len(epochs)
+
+
+def test_fractional_boxes_are_kept_as_they_are() -> None:
+    boxes = torch.rand(9, 4, generator=torch.Generator().manual_seed(0)) * 8
+    view = View(boxes, torch.arange(9) % 2 == 0, torch.zeros(9, 2, dtype=torch.int64))
+    views = EpochViews(view, torch.arange(9), torch.zeros(9, 4, dtype=torch.int64))
+    packed = labels.pack([views], [{"x": torch.zeros(9, 0)}])
+    assert same(labels.views_of(packed, 0, 9), views)
+    assert packed["cutmix"].shape == (1, 1, 4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=20))
+def test_the_least_type_holds_every_value(values: list[int]) -> None:
+    wide = torch.tensor(values)
+    small = labels.least(wide)
+    assert small.long().tolist() == values
+    width = next(b for b in (1, 2, 4) if all(-(2 ** (8 * b - 1)) <= v < 2 ** (8 * b - 1) for v in values))
+    assert small.element_size() <= width
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 3).flatmap(lambda e: st.integers(1, 40).map(lambda n: (e, n))), st.integers(0, 2**32))
+def test_bits_unpack_to_what_was_packed(shape: tuple[int, int], seed: int) -> None:
+    flags = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    packed = labels.to_bits(flags)
+    assert packed.shape == (shape[0], -(-shape[1] // 8))
+    for row, bits in zip(flags, packed, strict=True):
+        assert torch.equal(labels.from_bits(bits, shape[1]), row)
+
+
+Make = Callable[..., Workspace]
+
+
+def relabelled(make: Make, stages: Any, out: str, *changes: tuple[str, Any]) -> Path:
+    workspace = make(*changes, out=out)
+    stages(workspace).run("relabel")
+    return workspace.out / "distilled"
+
+
+CODECS = ["fp16", "int8", {"use": "topk", "k": 2}]
+
+
+def test_every_codec_stores_the_same_views_and_its_own_logits(
+    make_workspace: Make, stages: Any, registry: Registry
+) -> None:
+    sets = [
+        relabelled(make_workspace, stages, f"out{number}", ("relabel.codec", codec))
+        for number, codec in enumerate(CODECS)
+    ]
+    full = DistilledDataset(sets[0])
+    for folder, name in zip(sets, CODECS, strict=True):
+        found, codec = DistilledDataset(folder), registry.create(Codec, name)
+        assert found.epochs == 4
+        for epoch in range(4):
+            assert same(found.epoch(epoch).views, full.epoch(epoch).views)
+            logits = full.epoch(epoch).logits
+            expected = codec.decode(codec.encode(logits), 3)
+            assert torch.allclose(found.epoch(epoch).logits, expected, atol=0.05 if name == "int8" else 5e-3)
+
+
+def test_labels_are_the_ensembles_on_the_replayed_views(make_workspace: Make, stages: Any) -> None:
+    workspace = make_workspace(("relabel.block", 3))
+    runner = stages(workspace)
+    runner.run("relabel")
+    modules = [relabel.pretrain.load(workspace, unit) for unit in runner.backbones()]
+    found = DistilledDataset(workspace.out / "distilled")
+    for epoch in (0, 2, 3):
+        for views, logits, _ in found.batches(epoch, 4):
+            with torch.no_grad():
+                expected = torch.stack([module(views) for module in modules]).mean(0)
+            assert torch.allclose(logits, expected, atol=0.02, rtol=2e-3)
+
+
+def test_pruned_labels_are_the_first_epochs_and_come_round(make_workspace: Make, stages: Any) -> None:
+    full = DistilledDataset(relabelled(make_workspace, stages, "full"))
+    few = DistilledDataset(relabelled(make_workspace, stages, "few", ("relabel.keep", 0.5)))
+    assert (full.epochs, few.epochs) == (4, 2)
+    for epoch in range(4):
+        assert same(few.epoch(epoch).views, full.epoch(epoch % 2).views)
+        assert torch.equal(few.epoch(epoch).logits, full.epoch(epoch % 2).logits)
+    assert 2 * few._blocks.bytes == pytest.approx(full._blocks.bytes, rel=0.1)
+
+
+def test_at_least_one_epoch_is_kept(make_workspace: Make) -> None:
+    section = make_workspace(("relabel.keep", 0.001)).recipe.relabel
+    assert relabel.kept_epochs(section) == 1
+
+
+def altered(folder: Path, **changes: Any) -> Path:
+    path = folder / "labels-00000.safetensors"
+    artifact = read(path)
+    write(path, Artifact(artifact.kind, artifact.key, artifact.tensors, {**artifact.meta, **changes}))
+    return path
+
+
+def test_labels_of_an_unknown_codec_or_layout_are_refused(make_workspace: Make, stages: Any) -> None:
+    folder = relabelled(make_workspace, stages, "out")
+    key = read(folder / "images.safetensors").key
+    path = altered(folder, codec={"use": "zip"})
+    with pytest.raises(GvbsmError, match="zip") as error:
+        LabelBlocks(folder, key).epoch(0)
+    assert str(path) in str(error.value)
+    altered(folder, codec={"use": "fp16"}, layout=99)
+    with pytest.raises(GvbsmError, match="layout"):
+        LabelBlocks(folder, key).epoch(0)
+    assert json.loads(json.dumps(read(path).meta))["layout"] == 99
+
+
+def test_logits_that_are_not_finite_are_refused(
+    make_workspace: Make, stages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make_workspace()
+    stages(workspace).run("synthesize")
+    ensembler = type(workspace.recipe.relabel.ensembler)
+    monkeypatch.setattr(ensembler, "combine", lambda self, logits: logits.mean(0) * float("nan"))
+    with pytest.raises(GvbsmError, match=r"epoch 0 are not finite"):
+        stages(workspace).run("relabel")
+    assert not list(workspace.out.rglob("labels-*"))

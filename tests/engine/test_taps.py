@@ -1,0 +1,197 @@
+"""Taps and the shared reductions, against definitions and autograd."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gvbsm import taps
+from gvbsm.taps import BatchMoments, GroupedActivation, Taps
+from gvbsm_registry import GvbsmError
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((4, 2, 3, 3), 1), ((6, 1, 4, 1), 3), ((3, 2, 5, 3), 3), ((6, 3), 2), ((4, 2, 3), 2)],
+)
+def test_moments_pass_gradcheck(shape, groups):
+    def moments(x: Tensor) -> tuple[Tensor, ...]:
+        activation = GroupedActivation(x, groups)
+        patched = activation.patch_moments(2) if x.ndim == 4 else ()
+        return (*activation.channel_moments(), *patched)
+
+    assert torch.autograd.gradcheck(moments, (randn(*shape).requires_grad_(),))
+
+
+def definition(x: Tensor, side: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Both reductions of one image batch, cell by cell."""
+    channels = [x[:, c] for c in range(x.shape[1])]
+    down, across = math.ceil(x.shape[2] / side), math.ceil(x.shape[3] / side)
+    patches = [
+        x[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
+        for row in range(down)
+        for column in range(across)
+    ]
+
+    def moments(cells, shape):
+        means = torch.stack([cell.sum() / cell.numel() for cell in cells])
+        squares = torch.stack(
+            [(cell - m).square().sum() / cell.numel() for cell, m in zip(cells, means, strict=True)]
+        )
+        return means.reshape(shape), squares.reshape(shape)
+
+    return {"channel": moments(channels, (x.shape[1],)), "patch": moments(patches, (down, across))}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.integers(1, 3),
+    batch=st.integers(1, 4),
+    channels=st.integers(1, 4),
+    height=st.integers(1, 15),
+    width=st.integers(1, 15),
+    side=st.integers(1, 16),
+    seed=st.integers(0, 99),
+)
+def test_moments_equal_the_definition_with_gradients(groups, batch, channels, height, width, side, seed):
+    x = randn(groups * batch, channels, height, width, seed=seed).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    activation = GroupedActivation(x, groups)
+    ours, theirs = torch.zeros(()), torch.zeros(())
+    for index in range(groups):
+        seen = activation.group(index)
+        expected = definition(y[index * batch : (index + 1) * batch], side)
+        assert torch.equal(seen.tensor, x[index * batch : (index + 1) * batch])
+        for found, wanted in (
+            (seen.channel_moments(), expected["channel"]),
+            (seen.patch_moments(side), expected["patch"]),
+        ):
+            for kind, (a, b) in enumerate(zip(found, wanted, strict=True)):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+                weights = randn(*a.shape, seed=seed + 7 * index + kind)
+                ours, theirs = ours + (a * weights).sum(), theirs + (b * weights).sum()
+    ours.backward()
+    theirs.backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 7, 7), (40, 2, 14, 14)])
+def test_single_precision_where_the_mean_is_a_thousand_deviations(shape):
+    x = (1000 + randn(*shape)).float().requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    for one, other in zip(
+        [*GroupedActivation(x, 1).channel_moments(), *GroupedActivation(x, 1).patch_moments(4)],
+        [*GroupedActivation(wide, 1).channel_moments(), *GroupedActivation(wide, 1).patch_moments(4)],
+        strict=True,
+    ):
+        torch.testing.assert_close(one.double(), other, rtol=2e-4, atol=0)
+        weights = randn(*one.shape)
+        (grad,) = torch.autograd.grad((one * weights.float()).sum(), x, retain_graph=True)
+        (right,) = torch.autograd.grad((other * weights).sum(), wide, retain_graph=True)
+        assert float((grad.double() - right).norm() / right.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_reduces_in_single(dtype):
+    x = randn(6, 3, 7, 7).to(dtype).requires_grad_()
+    mean, variance = GroupedActivation(x, 1).channel_moments()
+    assert mean.dtype == variance.dtype == torch.float32
+    torch.testing.assert_close(mean[0].double(), x.double().mean((0, 2, 3)), rtol=0, atol=1e-6)
+    variance.sum().backward()
+    assert x.grad.dtype == dtype
+
+
+def test_flat_inputs_have_channel_moments():
+    x = randn(6, 5)
+    mean, variance = GroupedActivation(x, 2).channel_moments()
+    torch.testing.assert_close(mean, x.reshape(2, 3, 5).mean(1))
+    torch.testing.assert_close(variance, x.reshape(2, 3, 5).var(1, unbiased=False))
+
+
+class Shared(nn.Module):
+    """Two convolutions and a BatchNorm that see the same tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.left, self.right = nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm(x)
+        return self.left(x) + self.right(x)
+
+
+def test_a_tensor_seen_by_several_sites_is_reduced_once(monkeypatch):
+    model, calls = Shared().double().eval(), []
+
+    class Counting:
+        @staticmethod
+        def apply(*arguments: object) -> object:
+            calls.append(arguments)
+            return BatchMoments.apply(*arguments)
+
+    monkeypatch.setattr(taps, "BatchMoments", Counting)
+    tapped = Taps(model, ["norm", "left", "right"])
+    for most in (3, 1):  # once it is known what is asked for, a pass computes all of it together
+        calls.clear()
+        with tapped:
+            model(randn(4, 2, 5, 5))
+        found = tapped.activations(2)
+        for site in found.values():
+            for index in range(2):
+                site.group(index).channel_moments()
+                site.group(index).patch_moments(4)
+                site.group(index).patch_moments(2)
+        assert 1 <= len(calls) <= most
+        assert found["norm"] is found["left"] is found["right"]
+
+
+def test_an_input_changed_in_place_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3))
+    model[1] = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))  # writes into what it was given
+    with Taps(model, ["1.0"]) as tapped:
+        model(randn(2, 1, 9, 9).float())
+    with pytest.raises(GvbsmError, match=r"'1\.0'.*in place.*inplace=False"):
+        tapped.activations()
+
+
+def test_an_output_changed_in_place_is_none_of_a_sites_business():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 3))
+    with Taps(model, ["0", "1", "3"]) as tapped:
+        model(randn(2, 1, 9, 9).float())
+    assert set(tapped.activations()) == {"0", "1", "3"}
+
+
+def test_a_site_that_is_not_reached_is_refused():
+    model = Shared().double()
+    model.register_module("spare", nn.Conv2d(2, 2, 3).double())
+    with Taps(model, ["left", "spare"]) as tapped:
+        model(randn(2, 2, 5, 5))
+    with pytest.raises(GvbsmError, match="'spare' is not reached"):
+        tapped.activations()
+
+
+def test_hooks_go_whatever_happens():
+    model = Shared().double()
+    with pytest.raises(RuntimeError), Taps(model, ["left", "right"]):
+        model(randn(2, 5, 5, 5))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_taps_forget_what_they_handed_out():
+    model = Shared().double()
+    with Taps(model, ["left"]) as tapped:
+        model(randn(2, 2, 5, 5))
+        tapped.activations()
+        with pytest.raises(GvbsmError, match="not reached"):
+            tapped.activations()
+        model(randn(2, 2, 6, 6))
+        assert tapped.activations()["left"].tensor.shape == (2, 2, 6, 6)

@@ -1,0 +1,161 @@
+"""Training: against a plain loop written with torch alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from gvbsm.distilled import DistilledDataset
+from gvbsm.stages import evaluate, pretrain
+from gvbsm.units import seed_of
+
+
+def toy_net(width: int = 6) -> nn.Module:
+    """The toy backbone for 3 classes of 8×8 grey images, written again."""
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(2 * width),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * width, 3),
+    )
+
+
+def pixels(workspace, name: str) -> tuple[Tensor, Tensor]:
+    split = workspace.train if name == "train" else workspace.test
+    (mean,), (std,) = workspace.moments
+    return (split.images.float() / 255 - mean) / std, split.labels
+
+
+def accuracy(module: nn.Module, workspace) -> float:
+    images, labels = pixels(workspace, "test")
+    with torch.no_grad():
+        return float((module.eval()(images).argmax(1) == labels).double().mean())
+
+
+def cosine(step: int, steps: int) -> float:
+    return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def evaluated(workspace, which: str, labels: str):
+    """The record and curve of one finished evaluation unit."""
+    for path in (workspace.out / "units" / "evaluate").glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            import json
+
+            record = json.loads(file.metadata()["meta"])["record"]
+            if (record["set"], record["labels"]) == (which, labels):
+                curve = zip(file.get_tensor("epochs").tolist(), file.get_tensor("top1").tolist(), strict=True)
+                return record, list(curve)
+    raise AssertionError((which, labels))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("objective", [{"use": "mse_gt", "gamma": 0.15}, {"use": "kl", "temperature": 20}])
+def test_a_student_on_soft_labels_equals_a_plain_loop(make_workspace, stages, optimizer, objective):
+    changes = [("evaluation.optimizer", optimizer), ("evaluation.objective", objective)]
+    changes += [("evaluation.learning_rate", 0.01), ("evaluation.epochs", 5), ("evaluation.test_every", 2)]
+    workspace = stages(make_workspace(*changes)).run("evaluate")
+    data = DistilledDataset(workspace.out / "distilled")
+
+    torch.manual_seed(seed_of("student", 0))
+    student = toy_net()
+    order = torch.Generator().manual_seed(seed_of("order", 0))
+    if optimizer == "adamw":
+        taken: torch.optim.Optimizer = torch.optim.AdamW(
+            student.parameters(), betas=(0.9, 0.999), weight_decay=0.01
+        )
+    else:
+        taken = torch.optim.SGD(student.parameters(), 1.0, momentum=0.9, weight_decay=0.01)
+    curve = []
+    for epoch in range(5):
+        student.train()
+        data.set_epoch(epoch % 4)
+        views, logits, truth = (torch.stack(part) for part in zip(*[data[i] for i in range(6)], strict=True))
+        for index in torch.randperm(6, generator=order).split(4):
+            output = student(views[index])
+            if objective["use"] == "mse_gt":
+                hard = -(truth[index] * output.log_softmax(1)).sum(1).mean()
+                loss = (output - logits[index]).square().mean() + 0.15 * hard
+            else:
+                p, q = (logits[index] / 20).softmax(1), (output / 20).softmax(1)
+                loss = (p * (p.log() - q.log())).sum(1).mean()
+            for group in taken.param_groups:
+                group["lr"] = 0.01 * cosine(epoch, 5)
+            taken.zero_grad()
+            loss.backward()
+            taken.step()
+        if epoch in (1, 3, 4):
+            curve.append((epoch + 1, accuracy(student, workspace)))
+    record, found = evaluated(workspace, "distilled", "soft")
+    assert [epoch for epoch, _ in found] == [2, 4, 5]
+    assert found == [(epoch, pytest.approx(value, abs=1e-6)) for epoch, value in curve]
+    assert record["top1"] == pytest.approx(curve[-1][1])
+    assert record["best_top1"] == pytest.approx(max(value for _, value in curve))
+
+
+def test_a_student_on_hard_labels_equals_a_plain_loop(make_workspace, stages):
+    workspace = stages(
+        make_workspace(("relabel.augmentation", "none"), ("evaluation.learning_rate", 0.01))
+    ).run("evaluate")
+    with safe_open(workspace.out / "baselines" / "random" / "images.safetensors", "pt") as file:
+        images, labels = file.get_tensor("images"), file.get_tensor("labels")
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    (mean,), (std,) = workspace.moments
+    torch.manual_seed(seed_of("student", 0))
+    student, order = toy_net(), torch.Generator().manual_seed(seed_of("order", 0))
+    optimizer = torch.optim.AdamW(student.parameters(), weight_decay=0.01)
+    curve = []
+    for epoch in range(2):
+        student.train()
+        for index in torch.randperm(6, generator=order).split(4):
+            optimizer.param_groups[0]["lr"] = 0.01 * cosine(epoch, 2)
+            optimizer.zero_grad()
+            cross_entropy(student((images[index].float() / 255 - mean) / std), labels[index]).backward()
+            optimizer.step()
+        curve.append((epoch + 1, pytest.approx(accuracy(student, workspace), abs=1e-6)))
+    assert evaluated(workspace, "random", "hard")[1] == curve
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_pretraining_equals_a_plain_loop(make_workspace, stages, streamed, tmp_path):
+    changes = [("data.streamed", streamed), ("backbones", ["toy_net"]), ("pretrain.epochs", 3)]
+    (unit,) = stages(make_workspace(*changes, store=tmp_path / "store")).backbones()
+    with safe_open(unit.path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    workspace = make_workspace()
+    torch.manual_seed(int(unit.key[:15], 16))
+    module = toy_net().train()
+    order = torch.Generator().manual_seed(int(unit.key[:15], 16))
+    images, labels = pixels(workspace, "train")
+    optimizer = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(3):
+        optimizer.param_groups[0]["lr"] = 0.05 * cosine(epoch, 3)
+        for index in torch.randperm(24, generator=order).split(8):
+            optimizer.zero_grad()
+            cross_entropy(module(images[index]), labels[index]).backward()
+            optimizer.step()
+    assert set(weights) == set(module.state_dict())
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
+    artifact = unit.read()
+    assert artifact.meta["top1"] == pytest.approx(accuracy(module, workspace))
+    assert artifact.meta["classes"] == ["ant", "bee", "cat"]
+    assert pretrain.load(stages(make_workspace(*changes)).workspace, unit).training is False
+
+
+def test_a_lone_last_image_joins_the_batch_before():
+    lots = evaluate._lots(torch.arange(9), 4)
+    assert [len(lot) for lot in lots] == [4, 5]
+    assert torch.cat(list(lots)).tolist() == list(range(9))
+    assert [len(lot) for lot in evaluate._lots(torch.arange(8), 4)] == [4, 4]
+    assert [len(lot) for lot in evaluate._lots(torch.arange(1), 4)] == [1]

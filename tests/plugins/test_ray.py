@@ -1,0 +1,179 @@
+"""The executor `ray`: results, events and errors arrive; whole runs equal those of `local` to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gvbsm import pipeline
+from gvbsm_plugins.executors.ray import Ray
+from gvbsm_registry import GvbsmError, relay
+
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+
+RECIPE = """
+data = "digits"
+backbones = [{ use = "convnet", width = 8, depth = 2 }, { use = "convnet", width = 12, depth = 2 }]
+pretrain = { epochs = 2, augmentation = "none" }
+measure = { shards = 2 }
+synthesis = { ipc = 2, iterations = 8, batch = 6, matchers = ["bn", "conv_channel"] }
+relabel = { epochs = 4, block = 2 }
+evaluation = { students = [{ use = "convnet", width = 8, depth = 2 }], seeds = [0, 1], epochs = 2 }
+"""
+
+
+@pytest.fixture(scope="module")
+def one_machine() -> Iterator[Ray]:
+    yield Ray(workers=2, threads=1, cpus_per_task=1)
+    ray.shutdown()
+
+
+def square(number: int) -> int:
+    relay.send(("seen", number))
+    return number * number
+
+
+def refuse() -> None:
+    raise GvbsmError("out of tune; tune it")
+
+
+def pid_once(folder: Path) -> int:
+    """Kill its own worker the first time."""
+    first = folder / "first"
+    if not first.exists():
+        first.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.get_num_threads()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_tasks_run_and_their_messages_arrive(one_machine: Ray) -> None:
+    messages: list[Any] = []
+    found = dict(one_machine.run_watched([partial(square, n) for n in range(6)], messages.append))
+    assert found == {n: n * n for n in range(6)}
+    assert sorted(messages) == [("seen", n) for n in range(6)]
+    assert list(one_machine.run([])) == []
+
+
+def test_an_error_arrives_as_itself(one_machine: Ray) -> None:
+    with pytest.raises(GvbsmError) as error:
+        list(one_machine.run([refuse]))
+    assert type(error.value) is GvbsmError
+    assert str(error.value) == "out of tune; tune it"
+
+
+def test_a_task_whose_worker_dies_is_run_again(one_machine: Ray, tmp_path: Path) -> None:
+    assert list(one_machine.run([partial(pid_once, tmp_path)])) == [(0, 1)]
+
+
+def test_a_task_that_kills_every_worker_ends_in_one_line(one_machine: Ray) -> None:
+    fragile = one_machine.model_copy(update={"max_retries": 1})
+    with pytest.raises(GvbsmError, match=r"lost its worker 2 times") as error:
+        list(fragile.run([die]))
+    assert "\n" not in str(error.value)
+
+
+def recipe_in(folder: Path) -> Path:
+    path = folder / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(files)
+        if "data" not in path.relative_to(folder).parts[:1]
+    }
+
+
+def ran(recipe: Path, folder: Path, executor: Any, threads: int = 1) -> dict[str, str]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        pipeline.run(recipe, out=folder / "out", store=folder / "store", device="cpu", executor=executor)
+    finally:
+        torch.set_num_threads(before)
+    found = digests(folder)
+    assert len(found) > 15
+    return found
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_files_that_local_makes(one_machine: Ray, tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path)
+    local = ran(recipe, tmp_path / "local", "local")
+    spread = ran(recipe, tmp_path / "ray", {"use": "ray", "workers": 2, "cpus_per_task": 1})
+    assert spread == local
+    log = (tmp_path / "ray" / "out" / "log.jsonl").read_text()
+    assert '"event": "step"' in log
+
+
+def test_no_cluster_at_an_address() -> None:
+    ray.shutdown()
+    with pytest.raises(GvbsmError, match="ray start --head"):
+        list(Ray(address="127.0.0.1:1").run([partial(square, 1)]))
+
+
+def killed_in(stage: str, out: Path, kill: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that waits until the log says that a stage has begun, then kills."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            log = out / "log.jsonl"
+            if log.exists() and any(
+                f'"stage": "{stage}"' in line and '"stage_started"' in line
+                for line in log.read_text().splitlines()
+            ):
+                time.sleep(0.2)
+                kill()
+                return
+            time.sleep(0.05)
+
+    return wait
+
+
+@pytest.mark.slow
+def test_a_node_killed_in_the_middle_changes_nothing(tmp_path: Path) -> None:
+    import threading
+
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    recipe = recipe_in(tmp_path)
+    local = ran(recipe, tmp_path / "local", "local")
+    cluster = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    node = cluster.add_node(num_cpus=1)
+    gone: list[float] = []
+
+    def kill() -> None:
+        cluster.remove_node(node, allow_graceful=False)
+        gone.append(time.time())
+
+    try:
+        watcher = threading.Thread(
+            target=killed_in("synthesize", tmp_path / "ray" / "out", kill), daemon=True
+        )
+        watcher.start()
+        executor = {"use": "ray", "address": cluster.address, "cpus_per_task": 1}
+        assert ran(recipe, tmp_path / "ray", executor) == local
+        watcher.join(10)
+        assert gone
+        assert len([n for n in ray.nodes() if n["Alive"]]) == 1
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -1,0 +1,236 @@
+"""The report: self-contained, escaped, and drawn whole by a browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import time
+import xml.etree.ElementTree as xml
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gvbsm import pipeline, report
+from gvbsm.report.sections import similarity
+from gvbsm.workspace import Workspace
+
+NAMES = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "cost $5_{a}^$ & more")
+
+
+class Page(HTMLParser):
+    """Collects tags, headings and attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def all(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+@pytest.fixture(scope="module")
+def finished(registry: Any, shared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A finished toy run whose classes are named like markup."""
+    import copy
+
+    from conftest import TABLES
+
+    from gvbsm import recipe
+    from gvbsm.reporting import Reporter
+    from gvbsm_registry import Executor
+
+    tables = copy.deepcopy(TABLES)
+    tables["data"] = {"use": "toy_data", "names": list(NAMES)}
+    for key in ("distilled_hard", "plain", "full"):
+        tables["evaluation"][key] = True
+    tables["evaluation"]["seeds"] = [0, 1]
+    out = tmp_path_factory.mktemp("report") / "run <b>1</b>"
+    made = recipe.make(tables, registry, where="toy")
+    runner = registry.create(Executor, "local")
+    reporter = Reporter(out / "log.jsonl", registry, quiet=True)
+    workspace = Workspace(made, registry, out, shared_store, torch.device("cpu"), reporter, runner)
+    pipeline.run_stages(workspace)
+    (out / "recipe.toml").write_text(made.toml())
+    report.after_run(workspace)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def text(finished: Workspace) -> str:
+    return (finished.out / "report.html").read_text(encoding="utf-8")
+
+
+def test_everything_is_in_it(text: str) -> None:
+    page = Page(text)
+    pictures = page.all("img")
+    assert sum("webp" in str(p["src"]) for p in pictures) == 2 * len(NAMES)
+    # accuracy, losses of 2 backbones, similarity, t-SNE, 2 statistics of 2 backbones, confusion
+    assert sum("svg" in str(p["src"]) for p in pictures) == 1 + 2 + 1 + 1 + 4 + 1
+    assert len(page.all("h1")) == 1
+    assert [a["id"] for a in page.all("h2")] == [
+        "accuracy",
+        "images",
+        "losses",
+        "similarity",
+        "neighbours",
+        "layers",
+        "confusion",
+        "cost",
+        "recipe",
+    ]
+    for wanted in ("hard, plain", "DD-Ranking", "[synthesis]", "iterations = 6", "synthesize"):
+        assert wanted in text
+    assert len(text) < 3_000_000
+
+
+def test_it_is_sound_for_a_screen_reader(text: str) -> None:
+    page = Page(text)
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(len(str(picture["alt"])) > 15 for picture in page.all("img"))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(cell.get("scope") in ("col", "row") for cell in page.all("th"))
+    targets = {a["id"] for _, a in page.tags if "id" in a}
+    assert all(str(link["href"])[1:] in targets for link in page.all("a"))
+    assert all(box.get("tabindex") == "0" for box in page.all("div") if box.get("class") == "scroll")
+
+
+def test_it_needs_nothing_from_elsewhere(text: str) -> None:
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "srcset", "data"):
+            assert str(attributes.get(name) or "#").startswith(("data:", "#")), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_markup_in_names_is_text_everywhere(text: str, finished: Workspace) -> None:
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
+    assert "<b>1</b>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    for picture in Page(text).all("img"):
+        kind, _, content = str(picture["src"]).partition(",")
+        if "svg" in kind:
+            root = xml.fromstring(base64.b64decode(content))
+            assert not [part for part in root.iter() if part.tag.endswith(("script", "foreignObject"))]
+            links = [v for part in root.iter() for k, v in part.attrib.items() if k.endswith("href")]
+            assert all(link.startswith(("#", "data:")) for link in links)
+    card = (finished.out / "README.md").read_text(encoding="utf-8")
+    assert "<script" not in card
+    assert "<img" not in card
+
+
+def test_it_is_made_again_only_for_other_results(finished: Workspace) -> None:
+    path = finished.out / "report.html"
+    before = path.stat().st_mtime_ns
+    report.after_run(finished)
+    assert path.stat().st_mtime_ns == before
+    results = finished.out / "results.json"
+    kept = results.read_text()
+    results.write_text(kept + " ")
+    report.after_run(finished)
+    results.write_text(kept)
+    assert path.stat().st_mtime_ns != before
+
+
+def test_a_failure_is_one_line(finished: Workspace, monkeypatch: Any, capsys: Any) -> None:
+    def broken(*args: Any) -> None:
+        raise RuntimeError("no\nfonts")
+
+    monkeypatch.setattr(report, "write", broken)
+    monkeypatch.setattr(report, "stamp", lambda workspaces: "another")
+    report.after_run(finished)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "RuntimeError: no fonts" in line
+    assert "gvbsm report" in line
+
+
+def test_what_is_missing_is_said(make_workspace: Any, stages: Any, tmp_path: Path) -> None:
+    workspace = stages(make_workspace(("synthesis.iterations", 0), ("synthesis.ipc", 1))).run("synthesize")
+    (workspace.out / "recipe.toml").write_text(workspace.recipe.toml())
+    workspace.store = tmp_path / "no store"
+    started = time.process_time()
+    report.write([workspace, workspace], tmp_path / "both.html")
+    assert time.process_time() - started < 20
+    text = (tmp_path / "both.html").read_text()
+    assert "not in the store" in text
+    assert "Not evaluated yet" in text
+    assert "no synthesis steps" in text
+    assert "2 condensed sets side by side" in text
+
+
+def test_similarity_is_the_mean_over_pairs() -> None:
+    rows = torch.randn(5, 3, dtype=torch.float64)
+    pairs = [
+        float(torch.nn.functional.cosine_similarity(rows[i], rows[j], 0)) for i in range(5) for j in range(i)
+    ]
+    assert similarity(rows) == pytest.approx(sum(pairs) / len(pairs))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    selenium = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("there is no chromium (Debian: apt-get install chromium chromium-driver)")
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driven = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    yield driven
+    driven.quit()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_draws_it(browser: Any, finished: Workspace, text: str, width: int, theme: str) -> None:
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    page = finished.out / "report.html"
+    browser.get_log("performance")
+    browser.get(page.resolve().as_uri())
+    assert browser.get_log("browser") == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith("data:")] == [page.resolve().as_uri()]
+    drawn = browser.execute_script(
+        "return [...document.images].map(i => i.complete && i.naturalWidth > 0 && i.clientWidth > 0)"
+    )
+    assert drawn
+    assert all(drawn)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    ink, paper = browser.execute_script(
+        "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+    )
+    assert contrast(ink, paper) > 7
+    dark = luminance(paper) < 0.2
+    assert dark == (theme == "dark")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2 of "rgb(r, g, b)"."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
