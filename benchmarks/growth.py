@@ -85,7 +85,7 @@ def step_seconds(
     setting = Setting.make(
         backbone, size if axis == "pixels" else side, size if axis == "batch" else 10, device=device
     )
-    return _median(setting.step("eager"), device, rounds, clock)
+    return _median(setting.step(setting.loss("eager")), device, rounds, clock)
 
 
 def _median(work: Callable[[], None], device: torch.device, rounds: int, clock: str) -> float:

@@ -79,11 +79,10 @@ class Setting:
         matched = matching_loss(self.model, matchers, measured, self.labels, compiled, precision)
         return lambda images: matched(images) + density.weight * density.loss(images, self.labels)
 
-    def step(self, variant: str, precision: Precision = "fp32") -> Callable[[], None]:
-        """Return one whole step of a variant: loss, gradient of the images, Adam."""
+    def step(self, loss: Loss) -> Callable[[], None]:
+        """Return one whole step on a loss of `self.loss`: its gradient in the images, then Adam."""
         images = self.images.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([images], LEARNING_RATE, betas=BETAS)
-        loss = self.loss(variant, precision)
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)

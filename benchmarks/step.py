@@ -6,7 +6,6 @@ All three matchers and L_DD, every site, nothing dropped, random weights; no dat
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -31,8 +30,11 @@ def measure(
 ) -> dict[str, Any]:
     """Return seconds, their ratios, peak bytes beyond the model's and losses, by variant, of a backbone."""
     device = setting.images.device
-    losses = {name: float(setting.loss(name, precision)(setting.images.clone())) for name in variants}
-    steps: dict[str, Callable[[], None]] = {name: setting.step(name, precision) for name in variants}
+    functions = {name: setting.loss(name, precision) for name in variants}
+    # with the gradient wanted, or the compiled variant would be compiled for this alone
+    images = setting.images.clone().requires_grad_(True)
+    losses = {name: float(loss(images).detach()) for name, loss in functions.items()}
+    steps = {name: setting.step(loss) for name, loss in functions.items()}
     seconds = harness.medians(harness.interleave(steps, rounds, device, clock=clock))
     peak = {name: harness.peak_extra(step, device) for name, step in steps.items()}
     return {

@@ -11,7 +11,8 @@ from typing import Any
 import tomli_w
 from rich.table import Table
 
-from gvbsm.recipe import Recipe, Section, _Use
+from gvbsm.fields import Used
+from gvbsm.recipe import Recipe, Section
 from gvbsm.scaffold import RUN
 from gvbsm.tables import text_of
 from gvbsm_registry import CONTRACT_VERSION, KINDS, Component, GvbsmError, Plugin, Registry, reference
@@ -139,7 +140,7 @@ def _places(kind: str, section: type[Section] = Recipe, above: str = "") -> Iter
         is_list = typing.get_origin(annotation) is tuple
         inner = typing.get_args(annotation)[0] if is_list else annotation
         marks = [*field.metadata, *getattr(inner, "__metadata__", ())]
-        if any(isinstance(mark, _Use) and mark.kind.kind == kind for mark in marks):
+        if any(isinstance(mark, Used) and mark.kind.kind == kind for mark in marks):
             yield above + name, is_list
         elif inspect.isclass(annotation) and issubclass(annotation, Section):
             yield from _places(kind, annotation, f"{above}{name}.")

@@ -6,71 +6,31 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
+from gvbsm.fields import (
+    UseAugmentation,
+    UseBackbone,
+    UseCodec,
+    UseDataset,
+    UseEnsembler,
+    UseInitializer,
+    UseMatcher,
+    UseObjective,
+    UseRegularizer,
+    UseSchedule,
+    named,
+)
 from gvbsm_registry import (
-    Augmentation,
     Backbone,
-    Codec,
-    Component,
-    Dataset,
-    Ensembler,
     GvbsmError,
-    Initializer,
-    Matcher,
-    Objective,
     Registry,
-    Regularizer,
-    Schedule,
 )
 from gvbsm_registry.discovery import explain, unknown
-
-
-class _Use:
-    """Marks a field that holds a component: made by the registry from a table with `use`, or from a name."""
-
-    def __init__(self, kind: type[Component]) -> None:
-        self.kind = kind
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.with_info_plain_validator_function(
-            self._validate,
-            serialization=core_schema.plain_serializer_function_ser_schema(
-                lambda component: component.table()
-            ),
-        )
-
-    def _validate(self, value: Any, info: core_schema.ValidationInfo) -> Component:
-        if isinstance(value, self.kind):
-            return value
-        if not isinstance(value, (str, Mapping)):
-            raise PydanticCustomError("gvbsm", 'needs a table with use = "NAME", or a name')
-        try:
-            assert info.context is not None, "validate recipes with the registry as context"
-            return info.context["registry"].create(self.kind, value)
-        except GvbsmError as error:
-            raise PydanticCustomError("gvbsm", "{why}", {"why": str(error)}) from error
-
-
-UseDataset = Annotated[Dataset, _Use(Dataset)]
-UseBackbone = Annotated[Backbone, _Use(Backbone)]
-UseMatcher = Annotated[Matcher, _Use(Matcher)]
-UseRegularizer = Annotated[Regularizer, _Use(Regularizer)]
-UseInitializer = Annotated[Initializer, _Use(Initializer)]
-UseAugmentation = Annotated[Augmentation, _Use(Augmentation)]
-UseSchedule = Annotated[Schedule, _Use(Schedule)]
-UseEnsembler = Annotated[Ensembler, _Use(Ensembler)]
-UseCodec = Annotated[Codec, _Use(Codec)]
-UseObjective = Annotated[Objective, _Use(Objective)]
-
-
-def _named(default: Any) -> Any:
-    """A component field's default, given by name and made by the registry like any other value."""
-    return Field(default, validate_default=True)
 
 
 class Section(BaseModel):
@@ -82,21 +42,21 @@ class Section(BaseModel):
 class Pretrain(Section):
     """[squeeze] Training the backbones on the real data. With 0 epochs their own weights are used."""
 
-    epochs: int = Field(5, ge=0)
-    batch: int = Field(64, ge=1)
-    learning_rate: float = Field(0.05, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    augmentation: UseAugmentation = _named("crop_flip_roll")
-    schedule: UseSchedule = _named("cosine")
+    epochs: int = Field(5, ge=0, description="passes over the training split")
+    batch: int = Field(64, ge=2, description="images; two at least, for BatchNorm")
+    learning_rate: float = Field(0.05, gt=0, description="of SGD, at the start")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
+    augmentation: UseAugmentation = named("crop_flip_roll")
+    schedule: UseSchedule = named("cosine")
     floor: float = Field(0.0, ge=0, le=1, description="lowest test accuracy that a backbone may have")
 
 
 class Measure(Section):
     """One pass over the real data that records what the matchers ask for (Eq. 9)."""
 
-    batch: int = Field(64, ge=1)
-    augmentation: UseAugmentation = _named("crop_flip_roll")
+    batch: int = Field(64, ge=1, description="images whose statistics are taken together")
+    augmentation: UseAugmentation = named("crop_flip_roll")
     shards: int = Field(1, ge=1, description="parts of the data that are measured by themselves, then merged")
 
 
@@ -104,23 +64,25 @@ class Synthesis(Section):
     """[recover] Optimising the images."""
 
     ipc: int = Field(10, ge=1, description="images per class")
-    iterations: int = Field(1000, ge=0)
+    iterations: int = Field(1000, ge=0, description="steps; 0 keeps the initializer's images")
     batch: int = Field(50, ge=1, description="images optimised together")
     loop: Literal["reorder", "original"] = Field(
         "reorder", description="reorder: all images of few classes; original: one image of many classes"
     )
-    backbone_order: Literal["cycle", "random"] = "cycle"
-    learning_rate: float = Field(0.05, gt=0)
-    betas: tuple[float, float] = (0.5, 0.9)
-    schedule: UseSchedule = _named("cosine")
+    backbone_order: Literal["cycle", "random"] = Field(
+        "cycle", description="cycle: the backbones in turn; random: drawn for each step (Eq. 7)"
+    )
+    learning_rate: float = Field(0.05, gt=0, description="of Adam, at the start")
+    betas: tuple[float, float] = Field((0.5, 0.9), description="of Adam")
+    schedule: UseSchedule = named("cosine")
     cross_entropy: float = Field(1.0, ge=0, description="weight of the classification term")
     average_start: Literal["first", "zero"] = Field(
         "zero", description="running averages start at 0 (authors' code) or at the first batch's values"
     )
-    matchers: tuple[UseMatcher, ...] = _named(("bn", "conv_channel", "conv_patch"))
-    regularizers: tuple[UseRegularizer, ...] = _named(("dd",))
-    initializer: UseInitializer = _named("noise")
-    augmentation: UseAugmentation = _named("crop_flip_roll")
+    matchers: tuple[UseMatcher, ...] = named(("bn", "conv_channel", "conv_patch"))
+    regularizers: tuple[UseRegularizer, ...] = named(("dd",))
+    initializer: UseInitializer = named("noise")
+    augmentation: UseAugmentation = named("crop_flip_roll")
     group: int = Field(
         0, ge=0, description="image batches optimised in one forward pass; 0: by the device's memory"
     )
@@ -134,13 +96,13 @@ class Synthesis(Section):
 class Relabel(Section):
     """Soft labels: the ensemble's logits on augmented views, stored by epoch (FKD)."""
 
-    epochs: int = Field(300, ge=1)
+    epochs: int = Field(300, ge=1, description="epochs of views")
     batch: int = Field(100, ge=1, description="views labelled, and mixed with each other, together")
-    augmentation: UseAugmentation = _named("resized_crop")
+    augmentation: UseAugmentation = named("resized_crop")
     cutmix: float = Field(1.0, ge=0, le=1, description="chance that a batch is CutMixed")
     cutmix_alpha: float = Field(1.0, gt=0, description="CutMix's area is drawn from Beta(α, α)")
-    ensembler: UseEnsembler = _named("mean")
-    codec: UseCodec = _named("fp16")
+    ensembler: UseEnsembler = named("mean")
+    codec: UseCodec = named("fp16")
     keep: float = Field(
         1.0,
         gt=0,
@@ -154,15 +116,15 @@ class Evaluation(Section):
     """Training students from scratch on the condensed set and on its baselines."""
 
     students: tuple[UseBackbone, ...] = Field(cast(Any, ("convnet",)), min_length=1, validate_default=True)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
-    epochs: int = Field(300, ge=1)
-    batch: int = Field(50, ge=1)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one student is trained for each")
+    epochs: int = Field(300, ge=1, description="passes over the condensed set")
+    batch: int = Field(50, ge=1, description="views a step")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd")
+    learning_rate: float = Field(1e-3, gt=0, description="at the start")
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
-    weight_decay: float = Field(0.01, ge=0)
-    schedule: UseSchedule = _named("cosine")
-    objective: UseObjective = _named("mse_gt")
+    weight_decay: float = Field(0.01, ge=0, description="of the optimizer")
+    schedule: UseSchedule = named("cosine")
+    objective: UseObjective = named("mse_gt")
     test_every: int = Field(10, ge=1, description="epochs between two tests (the last is always tested)")
     distilled_hard: bool = Field(False, description="also train on the distilled images with hard labels")
     random: bool = Field(True, description="also train on as many random real images, the baseline")
@@ -172,14 +134,26 @@ class Evaluation(Section):
     )
     full: bool = Field(False, description="also train on the whole data set, as in [pretrain]")
 
+    @field_validator("students")
+    @classmethod
+    def _from_scratch(cls, students: tuple[Backbone, ...]) -> tuple[Backbone, ...]:
+        for student in students:
+            if student.weights is not None:
+                raise PydanticCustomError(
+                    "gvbsm",
+                    "student {title} has weights, but students are trained from scratch; leave weights out",
+                    {"title": repr(student.title)},
+                )
+        return students
+
 
 class Recipe(Section):
     """A whole recipe."""
 
-    name: str = "unnamed"
+    name: str = Field("unnamed", description="the file's name, if not given")
     reproduces: str = Field("", description="the published table and row that this recipe reproduces")
-    seed: int = Field(0, ge=0)
-    data: UseDataset = _named("digits")
+    seed: int = Field(0, ge=0, description="all randomness derives from it")
+    data: UseDataset = named("digits")
     backbones: tuple[UseBackbone, ...] = Field(cast(Any, ("convnet",)), min_length=1, validate_default=True)
     pretrain: Pretrain
     measure: Measure

@@ -39,6 +39,12 @@ TABLES: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def toy_tables() -> dict[str, Any]:
+    """The toy recipe's tables, to be changed."""
+    return copy.deepcopy(TABLES)
+
+
 @pytest.fixture(scope="session")
 def registry() -> Registry:
     """The installed plugins and the toys."""

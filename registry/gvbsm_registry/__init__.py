@@ -24,8 +24,8 @@ from gvbsm_registry.kinds import (
     Objective,
     Regularizer,
     Schedule,
-    Source,
 )
+from gvbsm_registry.source import Source
 from gvbsm_registry.splits import Split, TensorSplit
 from gvbsm_registry.views import View, whole
 

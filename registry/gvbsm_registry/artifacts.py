@@ -204,6 +204,11 @@ def peek(path: Path) -> dict[str, str]:
             f"{path}: has schema {header['schema']}, this gvbsm reads schema {SCHEMA}; "
             "install the gvbsm that wrote it"
         )
+    try:
+        if not isinstance(json.loads(header["meta"]), dict):
+            raise ValueError("its meta is no table")
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, str(error)) from error
     return header
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gvbsm_registry.source import Source
+
 if TYPE_CHECKING:
     from torch import Generator, Tensor
     from torch.nn import Module
@@ -143,34 +145,6 @@ class Regularizer(Component):
     @abstractmethod
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return a scalar from normalised images, float [B, C, H, W], and their labels, int64 [B]."""
-
-
-class Source(Protocol):
-    """Where an initializer takes real images, and a backbone's opinion of them, from."""
-
-    @property
-    def train(self) -> Split:
-        """The training split."""
-
-    @property
-    def seed(self) -> int:
-        """The run's seed; derive per-class seeds from it so that a choice depends on nothing else."""
-
-    @property
-    def classes(self) -> int:
-        """How many classes there are."""
-
-    def features(self, indices: Tensor) -> Tensor:
-        """Features of training images by the first pretrained backbone, float32 [n, D] on the CPU."""
-
-    def backbone(self) -> Module:
-        """A fresh, untrained copy of the first backbone."""
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """uint8 images [n, C, H, W] as normalised floats on the run's device."""
-
-    def remember(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return `compute()`, kept in the store under `what`, the data set, the backbone and the seed."""
 
 
 class Initializer(Component):

@@ -66,16 +66,22 @@ def named(wanted: list[Matcher], targets: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def engine_terms(model, matching: Matching, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
+def engine_terms(
+    model, matching: Matching, images: Tensor, uniforms: Tensor, fused: bool = True
+) -> dict[str, Tensor]:
     with Taps(model, matching.sites) as taps:
         model(images)
-    return matching.losses(taps.activations(matching.groups), uniforms)
+    statistics = matching.statistics_of(taps.activations(matching.groups, fused))
+    return matching.losses(statistics, uniforms)
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("drop", [0.0, {"bn": 0.0, "conv_channel": 0.5, "conv_patch": 0.3}])
 @pytest.mark.parametrize("start", ["zero", "first"])
 @pytest.mark.parametrize(("groups", "size", "channels", "side"), [(1, 5, 2, 7), (3, 2, 1, 14), (3, 1, 2, 9)])
-def test_every_term_and_gradient_equals_the_textbook(registry, groups, size, channels, side, start, drop):
+def test_every_term_and_gradient_equals_the_textbook(
+    registry, groups, size, channels, side, start, drop, fused
+):
     model = net(channels)
     momentum = {"bn": 0.8, "conv_channel": 0.4, "conv_patch": 0.0}
     weight = {"bn": 0.01, "conv_channel": 0.3, "conv_patch": 2.0}
@@ -89,7 +95,7 @@ def test_every_term_and_gradient_equals_the_textbook(registry, groups, size, cha
     for step in range(5):
         images = randn(groups * size, channels, side, side, seed=step).requires_grad_()
         uniforms = torch.rand(groups, len(matching.sites), generator=draws, dtype=torch.float64)
-        ours = engine_terms(model, matching, images, uniforms)
+        ours = engine_terms(model, matching, images, uniforms, fused)
         theirs = dict.fromkeys(MATCHERS, torch.zeros((), dtype=torch.float64))
         for book, lot, uniform in zip(books, images.chunk(groups), uniforms, strict=True):
             by_site = dict(zip(matching.sites, uniform.tolist(), strict=True))

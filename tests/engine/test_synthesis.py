@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from toys import ToyNet
 
 from benchmarks.textbook import MATCHERS, TextbookStep, densification
+from gvbsm import optimisation
 from gvbsm.matching import target_name
 from gvbsm.recipe import Synthesis
 from gvbsm.stages import synthesize
@@ -116,7 +117,7 @@ def test_three_steps_equal_the_papers_written_out(make_workspace, stages, double
         books.append(
             TextbookStep(model, targets=targets, momentum=0.8, drop=drop, weight=0.01 * factor, dd_weight=0)
         )
-    generator = torch.Generator().manual_seed(int(unit.key[:15], 16))
+    generator = workspace.generator("synthesize", 0)
     (mean,), (std,) = workspace.moments
     low, high = -mean / std, (1 - mean) / std
     images = torch.randn(6, 1, 8, 8, generator=generator).clamp(low, high)
@@ -198,13 +199,14 @@ def test_images_stay_valid_pixels_after_every_step(make_workspace, stages, monke
     workspace = make_workspace(("synthesis.learning_rate", 5.0), ("synthesis.regularizers", ["l2"]))
     low, high = workspace.pixel_range()
     seen = []
-    original = synthesize._Optimisation._step
+    original = optimisation.Optimisation._step
 
     def step(self, *arguments):
-        original(self, *arguments)
+        values = original(self, *arguments)
         seen.append(self.images.detach().clone())
+        return values
 
-    monkeypatch.setattr(synthesize._Optimisation, "_step", step)
+    monkeypatch.setattr(optimisation.Optimisation, "_step", step)
     stages(workspace).synthesized()
     assert len(seen) == 12
     for images in seen:

@@ -1,4 +1,4 @@
-"""The contract's public names and signatures: a change is one on purpose, with a version and a CHANGELOG line."""
+"""The contract's public names and signatures: they change on purpose only, with a version and a CHANGELOG line."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_the_contract_is_the_recorded_one() -> None:
     found = "\n".join(lines()) + "\n"
     assert SNAPSHOT.read_text(encoding="utf-8") == found, (
         "The contract with plugins has changed. If that is meant: raise CONTRACT_VERSION in "
-        "registry/gvbsm_registry/kinds.py (the first number where a plugin may break, else the second), say so "
-        "in CHANGELOG.md, and record it anew:\n    python tests/registry/test_contract.py"
+        "registry/gvbsm_registry/kinds.py (the first number where a plugin may break, else the second), say "
+        "so in CHANGELOG.md, and record it anew:\n    python tests/registry/test_contract.py"
     )
 
 

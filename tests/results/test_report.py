@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from gvbsm import pipeline, report
+from gvbsm import pipeline, recipe, report
 from gvbsm.report.sections import similarity
+from gvbsm.reporting import Reporter
 from gvbsm.workspace import Workspace
+from gvbsm_registry import Executor
 
 NAMES = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "cost $5_{a}^$ & more")
 
@@ -39,17 +41,11 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def finished(registry: Any, shared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def finished(
+    toy_tables: dict[str, Any], registry: Any, shared_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Workspace:
     """A finished toy run whose classes are named like markup."""
-    import copy
-
-    from conftest import TABLES
-
-    from gvbsm import recipe
-    from gvbsm.reporting import Reporter
-    from gvbsm_registry import Executor
-
-    tables = copy.deepcopy(TABLES)
+    tables = toy_tables
     tables["data"] = {"use": "toy_data", "names": list(NAMES)}
     for key in ("distilled_hard", "plain", "full"):
         tables["evaluation"][key] = True

@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 import tomli_w
-from conftest import TABLES
 
 from gvbsm import recipe, sweep_results, sweeps
 from gvbsm_registry import GvbsmError, Registry
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> str:
+def toy(toy_tables: dict[str, Any], tmp_path: Path) -> str:
     path = tmp_path / "toy.toml"
-    path.write_text(tomli_w.dumps(TABLES))
+    path.write_text(tomli_w.dumps(toy_tables))
     return str(path)
 
 
@@ -66,9 +65,8 @@ def test_a_star_means_every_position() -> None:
 
 def test_every_shipped_sweep_makes_recipes(registry: Registry) -> None:
     found = sweeps.shipped(registry)
-    assert {"momentum", "backbones", "objective", "matching", "pretraining", "dropping", "batch"} <= set(
-        found
-    )
+    expected = {"momentum", "backbones", "objective", "matching", "pretraining", "dropping", "batch"}
+    assert expected <= set(found)
     for name in found:
         sweep = sweeps.load(name, registry, None, [], [])
         assert sweep is not None

@@ -1,4 +1,4 @@
-"""The data sets: digits, folders of pictures, CIFAR, Tiny-ImageNet and whatever `datasets` opens."""
+"""The data sets: digits, folders of pictures, CIFAR, Tiny-ImageNet, tar shards, whatever `datasets` opens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from gvbsm_plugins.datasets.digits import Digits
 from gvbsm_plugins.datasets.huggingface import HuggingFace
 from gvbsm_plugins.datasets.imagefolder import ImageFolder
 from gvbsm_plugins.datasets.tiny_imagenet import TinyImageNet
+from gvbsm_plugins.datasets.webdataset import WebDataset
 from gvbsm_registry import Component, hookimpl
 
 
 @hookimpl
 def gvbsm_components() -> list[type[Component]]:
-    return [Digits, ImageFolder, Cifar10, Cifar100, TinyImageNet, HuggingFace]
+    return [Digits, ImageFolder, Cifar10, Cifar100, TinyImageNet, HuggingFace, WebDataset]

@@ -1,0 +1,201 @@
+"""WebDataset shards: pictures and their classes in tar files, read in place."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tarfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from gvbsm_plugins.datasets.opening import Form, PictureDataset
+from gvbsm_plugins.datasets.paths import SUFFIXES, existing_folder, printable
+from gvbsm_plugins.datasets.pictures import BrokenPictureError
+from gvbsm_registry import Artifact, GvbsmError, artifacts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gvbsm_registry import Split
+
+LONGEST_LABEL = 20  # bytes of a .cls file
+
+
+class WebDataset(PictureDataset):
+    """Tar shards `train*.tar` and `test*.tar` (or `val*.tar`), in the folder or in folders of these names.
+
+    A sample is a picture and a `.cls` file, the class's number as text, whose names agree up to the first
+    dot. Nothing is extracted; the names in a shard are never used as paths.
+    """
+
+    name = "webdataset"
+
+    root: Path | None = Field(None, description="the folder that holds the shards")
+    side: int = Field(224, ge=1, description="height and width in pixels")
+    channels: Literal[1, 3] = Field(3, description="3: colour, 1: grey")
+
+    def open(self, split: Literal["train", "test"], cache: Path) -> Split:
+        """Open one split. Classes are the lines of `classes.txt`, or numbers if there is no such file.
+
+        The shards are indexed once; the index is kept in `cache` until a shard changes. Raises GvbsmError,
+        naming the shard, if one is no plain tar file, or a sample has no class.
+        """
+        root = existing_folder(self.root, self.name)
+        shards = {name: _shards(root, name) for name in ("train", "test")}
+        found = Shards(shards[split], _index(shards[split], cache))
+        classes = self._classes(root, shards, cache)
+        if len(found) and int(found.labels.max()) >= len(classes):
+            raise GvbsmError(
+                f"{root}: a {split} sample has class {int(found.labels.max())}, but there are {len(classes)} "
+                "classes (they are counted from 0); correct classes.txt or the shards"
+            )
+        form = Form(self.side, self.channels, self.skip_broken)
+        return self._open(found, classes, form, cache, printable(os.path.abspath(root)))
+
+    def _classes(self, root: Path, shards: dict[str, list[Path]], cache: Path) -> list[str]:
+        path = root / "classes.txt"
+        if not path.is_file():
+            last = max(int(_index(found, cache)["labels"].max()) for found in shards.values())
+            return [str(number) for number in range(last + 1)]
+        try:
+            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise GvbsmError(f"{path}: can't be read as text ({error}); put one class on a line") from error
+        if len(set(names)) != len(names):
+            raise GvbsmError(f"{path}: names a class twice; every class needs a name of its own")
+        return names
+
+
+class Shards:
+    """The pictures of some shards by their place in the files: 20 bytes a picture."""
+
+    def __init__(self, paths: list[Path], index: dict[str, Tensor]) -> None:
+        self.paths, self.index = paths, index
+        self.labels = index["labels"].long()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def digest(self) -> str:
+        made = hashlib.sha256(artifacts.canonical(_stamps(self.paths)).encode())
+        for name in sorted(self.index):
+            made.update(self.index[name].numpy().data)
+        return made.hexdigest()
+
+    def where(self, index: int) -> str:
+        shard, start, _ = self._place(index)
+        return f"{printable(os.fspath(self.paths[shard]))}, byte {start}"
+
+    def load(self, index: int) -> bytes:
+        shard, start, size = self._place(index)
+        try:
+            with self.paths[shard].open("rb") as file:
+                file.seek(start)
+                data = file.read(size)
+        except OSError as error:
+            raise GvbsmError(
+                f"{self.paths[shard]}: can't be read ({error.strerror}); check that the shard is still there"
+            ) from error
+        if len(data) != size:
+            raise BrokenPictureError(self.where(index), "the shard is cut short")
+        return data
+
+    def _place(self, index: int) -> tuple[int, int, int]:
+        shard, start, size = (int(self.index[name][index]) for name in ("shard", "start", "size"))
+        return shard, start, size
+
+
+def _shards(root: Path, split: str) -> list[Path]:
+    for name in ("train",) if split == "train" else ("test", "val"):
+        found = sorted([*root.glob(f"{name}*.tar"), *(root / name).glob("*.tar")])
+        if found:
+            return found
+    other = "" if split == "train" else " or val*.tar"
+    raise GvbsmError(
+        f"{root}: holds no {split}*.tar{other}; put the shards there, or give another --data DIR"
+    )
+
+
+def _stamps(paths: list[Path]) -> list[list[object]]:
+    try:
+        return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    except OSError as error:
+        raise GvbsmError(f"{error.filename}: can't be read ({error.strerror}); check the shard") from error
+
+
+def _index(paths: list[Path], cache: Path) -> dict[str, Tensor]:
+    """Return where each picture lies: shard int32, start int64, size int32 and labels int32, [N] each."""
+    import torch
+
+    key = artifacts.digest(["webdataset", os.path.abspath(paths[0].parent), _stamps(paths)])
+    path = cache / f"shards-{key[:24]}.safetensors"
+    if path.exists():
+        try:
+            artifact = artifacts.read(path, "shards")
+            if artifact.key == key:
+                return artifact.tensors
+        except GvbsmError:
+            pass  # a broken cache file is made anew
+    columns = {"shard": array("i"), "start": array("q"), "size": array("i"), "labels": array("i")}
+    for number, shard in enumerate(paths):
+        for start, size, label in _samples(shard):
+            for name, value in zip(columns, (number, start, size, label), strict=True):
+                columns[name].append(value)
+    if not columns["labels"]:
+        raise GvbsmError(f"{paths[0]}: holds no picture with a class (.cls), nor do the shards beside it")
+    kinds = {"start": torch.int64}
+    tensors = {n: torch.frombuffer(c, dtype=kinds.get(n, torch.int32)).clone() for n, c in columns.items()}
+    with contextlib.suppress(GvbsmError):  # the cache only saves time
+        artifacts.write(path, Artifact("shards", key, tensors, {}))
+    return tensors
+
+
+def _samples(path: Path) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, size, label) of every picture of a shard, in the order of the file."""
+    sample, picture, label = None, None, None
+    try:
+        length = path.stat().st_size
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps every member
+                if not member.isreg() or member.issparse():
+                    continue
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError("it is cut short")
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                if (folder, stem) != sample:
+                    if picture is not None:
+                        yield (*picture, _known(label, path, sample))
+                    sample, picture, label = (folder, stem), None, None
+                if f".{suffix.lower()}" in SUFFIXES:
+                    picture = (member.offset_data, member.size)
+                elif suffix.lower() == "cls":
+                    label = _label(tar, member, path)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise GvbsmError(
+            f"{path}: can't be read as a tar file without compression ({error}); unpack or replace it"
+        ) from error
+    if picture is not None:
+        yield (*picture, _known(label, path, sample))
+
+
+def _known(label: int | None, path: Path, sample: tuple[str, str] | None) -> int:
+    if label is None:
+        name = printable("/".join(sample or ()))
+        raise GvbsmError(f"{path}: sample {name!r} has no class; add a file .cls that holds its number")
+    return label
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
+    file = tar.extractfile(member)
+    text = file.read(LONGEST_LABEL).decode("ascii", "replace").strip() if file else ""
+    if not text.isdecimal() or len(text) > 8:
+        raise GvbsmError(f"{path}: {printable(member.name)!r} holds {text!r}, no class number from 0 on")
+    return int(text)

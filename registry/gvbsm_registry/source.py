@@ -1,0 +1,40 @@
+"""What initializers take images from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from gvbsm_registry.splits import Split
+
+
+class Source(Protocol):
+    """Where an initializer takes real images, and a backbone's opinion of them, from."""
+
+    @property
+    def train(self) -> Split:
+        """The training split."""
+
+    @property
+    def seed(self) -> int:
+        """The run's seed; derive per-class seeds from it so that a choice depends on nothing else."""
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+
+    def features(self, indices: Tensor) -> Tensor:
+        """Features of training images by the first pretrained backbone, float32 [n, D] on the CPU."""
+
+    def backbone(self) -> Module:
+        """A fresh, untrained copy of the first backbone."""
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 images [n, C, H, W] as normalised floats on the run's device."""
+
+    def remember(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return `compute()`, kept in the store under `what`, the data set, the backbone and the seed."""
