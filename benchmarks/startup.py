@@ -42,7 +42,7 @@ def process(arguments: list[str]) -> Callable[[], None]:
 def main(rounds: int, as_json: bool) -> None:
     """Compare the commands."""
     works = {name: process(arguments) for name, arguments in COMMANDS.items()}
-    seconds = harness.medians(harness.interleave(works, rounds, warmup=1))
+    seconds = harness.medians(harness.interleave(works, rounds, warmup=min(1, rounds - 1)))
     floor = seconds["python -c pass"]
     rows: list[dict[str, Any]] = [
         {"command": name, "seconds": value, "ratio": value / floor} for name, value in seconds.items()

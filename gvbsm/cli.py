@@ -132,6 +132,16 @@ def _recipe_options(function: F) -> F:
     """Add the argument RECIPE and the options that change the recipe; `_overrides` takes their values."""
     for option in (
         click.option("--seed", type=int, help="The recipe's seed."),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16"]),
+            help="Of the backbones' forward pass in synthesis (synthesis.precision).",
+        ),
+        click.option(
+            "--compile/--no-compile",
+            default=None,
+            help="Whether to compile the synthesis step (synthesis.compile). [default: if it pays]",
+        ),
         click.option("--data", type=click.Path(path_type=Path), help="The data set's folder (data.root)."),
         click.option(
             "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any key of the recipe."
@@ -156,6 +166,10 @@ def _overrides(options: dict[str, Any]) -> list[tuple[str, Any]]:
         overrides.append(("synthesis.ipc", ipc))
     if seed is not None:
         overrides.append(("seed", seed))
+    for name in ("compile", "precision"):
+        value = options.pop(name)
+        if value is not None:
+            overrides.append((f"synthesis.{name}", value))
     for kind, (key, repeatable) in COMPONENTS.items():
         given = options.pop(kind)
         if given:

@@ -43,6 +43,7 @@ def test_every_benchmark_is_tried() -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_json_is_one_object(name: str) -> None:
     report = _report(name, "--json")
+    assert json.dumps(report, allow_nan=False)
     assert report["benchmark"] == name
     assert report["rows"]
     assert {"cpu", "threads", "torch", "date", "load", "device"} <= set(report["machine"])
@@ -96,9 +97,10 @@ def test_peak_counts_what_work_allocates() -> None:
     peak = harness.peak_extra(lambda: torch.ones(size // 4).sum(), torch.device("cpu"))
     if peak is None:
         pytest.skip("this system does not tell")
-    assert size <= peak < 1.5 * size
+    assert 0.9 * size < peak < 1.5 * size
 
 
+@pytest.mark.slow
 def test_all_variants_have_the_textbook_loss() -> None:
     setting = Setting.make("convnet:width=4,depth=2", side=8, batch=20, classes=2)
     losses = {name: float(setting.loss(name)(setting.images)) for name in VARIANTS if name != "bare"}

@@ -68,32 +68,36 @@ def stage_of(out: Path) -> str:
 @pytest.mark.slow
 def test_sigkill_at_random_moments(tiny: Path, finished: Path, tmp_path: Path) -> None:
     moments = random.Random(0)
-    killed, rounds, longest = Counter[str](), 0, 0.2
+    killed, rounds = Counter[str](), 0
+    units = len(artifacts(finished))
     folder = tmp_path / "round0"
     while killed.total() < FAULTS:
-        before = artifacts(folder / "out", folder / "store")
+        before = artifacts(folder)
+        target = moments.randrange(len(before), units + 1)
         process = cli_helpers.start("run", tiny, *paths(folder), errors=tmp_path / "errors")
-        begun = time.monotonic()
-        process.join(moments.random() * longest)
+        while process.is_alive() and len(artifacts(folder)) < target:
+            time.sleep(0.001)
+        process.join(moments.random() * (1.0 if target < 2 else 0.1))
         if process.is_alive():
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             killed[stage_of(folder / "out")] += 1
-            longest *= 1.3  # until whole runs fit in
+            after = artifacts(folder)
+            assert {path: after.get(path) for path in before} == before
         else:
             assert process.exitcode == 0, (tmp_path / "errors").read_text()
-            longest = max(0.2, time.monotonic() - begun)
             assert_equal(folder, finished)
             rounds += 1
             folder = tmp_path / f"round{rounds}"
-            continue
-        after = artifacts(folder / "out", folder / "store")
-        assert {path: after.get(path) for path in before} == before
     done("run", tiny, *paths(folder))
     assert_equal(folder, finished)
     stages = ", ".join(f"{count} in {stage}" for stage, count in sorted(killed.items()))
-    tell("SIGKILL at a random moment", killed.total(), f"finished runs equal to the bit ({stages})")
+    tell(
+        "SIGKILL at a random moment",
+        killed.total(),
+        f"{rounds + 1} runs finished, equal to the bit ({stages})",
+    )
 
 
 @pytest.mark.slow

@@ -35,12 +35,9 @@ def venv(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> V
 
 def test_the_wheel_holds_all_packages_and_their_data(wheels: dict[str, Path]) -> None:
     names = set(zipfile.ZipFile(wheels["gvbsm"]).namelist())
-    rooms = {"gvbsm": ROOT / "gvbsm"}
-    rooms |= {
-        "gvbsm_registry": ROOT / "registry/gvbsm_registry",
-        "gvbsm_plugins": ROOT / "plugins/gvbsm_plugins",
-    }
-    for room, folder in rooms.items():
+    copy = wheels["gvbsm"].parents[1] / f"source-{ROOT.name}"
+    for room, place in (("gvbsm", "."), ("gvbsm_registry", "registry"), ("gvbsm_plugins", "plugins")):
+        folder = copy / place / room
         for path in folder.rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 assert f"{room}/{path.relative_to(folder)}" in names

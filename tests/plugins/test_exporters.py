@@ -213,6 +213,18 @@ def test_the_recipe_depends_on_the_pictures_not_on_where_they_lie(tmp_path: Path
     assert FolderImages(root=tmp_path / "two").contents != one.contents
 
 
+def test_an_image_does_not_depend_on_its_batch(tmp_path: Path) -> None:
+    ImageFolderFiles().export(make_run(tmp_path / "run"), tmp_path / "out")
+    source, initializer = Source(EVIL, 3, 9), FolderImages(root=tmp_path / "out")
+    together = imported(tmp_path / "out", source)
+    labels, ranks = torch.arange(len(EVIL)).repeat_interleave(3), torch.arange(3).repeat(len(EVIL))
+    for index in torch.randperm(len(labels)).split(4):
+        part = initializer.images(labels[index], ranks[index], source, torch.Generator())
+        assert torch.equal(part, together[index])
+    with pytest.raises(GvbsmError, match=r"3 pictures where 4 are asked for"):
+        initializer.images(torch.tensor([0]), torch.tensor([3]), source, torch.Generator())
+
+
 def test_unequal_classes(tmp_path: Path) -> None:
     for name, count in (("ant", 1), ("bee", 2)):
         (tmp_path / name).mkdir()

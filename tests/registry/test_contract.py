@@ -1,4 +1,4 @@
-"""The contract's public names and signatures: they change on purpose only, with a version and a CHANGELOG line."""
+"""The contract's public names and signatures: changed on purpose only, with a version and a CHANGELOG."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from sklearn.metrics import confusion_matrix, recall_score
 
@@ -90,6 +90,7 @@ def test_scores_equal_a_computation_by_hand_from_the_csv() -> None:
     assert spread(found.lrs) in score_table({"a run": records})
 
 
+@settings(deadline=None)
 @given(fractions, fractions, fractions, fractions)
 def test_scores_lie_between_0_and_1(a: float, b: float, c: float, d: float) -> None:
     for value in (label_robust(a - b, c - d), augmentation_robust(a - b, c - d)):
@@ -128,6 +129,7 @@ def test_csv_holds_every_plain_field_in_full() -> None:
     assert not {"protocol", "per_class"} & row.keys()
 
 
+@settings(deadline=None)
 @given(some.lists(some.tuples(some.integers(0, 4), some.integers(0, 4)), min_size=1))
 def test_confusion_and_accuracy_by_class_agree_with_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     labels, predicted = torch.tensor(pairs).unbind(1)
