@@ -23,7 +23,7 @@ from gvbsm.reporting import Reporter
 from gvbsm.stages import evaluate, measure, pretrain, relabel, synthesize
 from gvbsm.units import Unit, execute
 from gvbsm.workspace import Workspace
-from gvbsm_registry import Executor, discover
+from gvbsm_registry import Codec, Executor, Registry, discover
 from gvbsm_registry.artifacts import read
 
 PLAIN_VIEW = 33
@@ -67,18 +67,24 @@ def chosen(options: argparse.Namespace) -> list[tuple[Any, float]]:
     return [(parse_component(codec), float(keep)) for codec, _, keep in pairs]
 
 
-def workspace_of(options: argparse.Namespace, work: Path, out: str, codec: Any, keep: float) -> Workspace:
-    """Return a workspace of the recipe with one setting of the labels."""
-    registry = discover()
+def load(options: argparse.Namespace, registry: Registry) -> recipes.Recipe:
+    """Load the recipe, once: a file that changes in between would change the images."""
     overrides = [(key, parse_value(value)) for key, _, value in (s.partition("=") for s in options.settings)]
     overrides += [("evaluation.seeds", list(range(options.seeds)))]
-    overrides += [("relabel.codec", codec), ("relabel.keep", keep)]
-    made = recipes.load(options.recipe, registry, overrides)
+    return recipes.load(options.recipe, registry, overrides)
+
+
+def workspace_of(
+    base: recipes.Recipe, registry: Registry, work: Path, store: Path | None, codec: Any, keep: float
+) -> Workspace:
+    """Return a workspace of the recipe with one setting of the labels."""
+    changes = {"codec": registry.create(Codec, codec), "keep": keep}
+    made = base.model_copy(update={"relabel": base.relabel.model_copy(update=changes)})
     runner = registry.create(Executor, "local")
-    folder = work / out
+    folder = work / "out"
     reporter = Reporter(folder / "log.jsonl", registry, quiet=True)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Workspace(made, registry, folder, options.store or work / "store", where, reporter, runner)
+    return Workspace(made, registry, folder, store or work / "store", where, reporter, runner)
 
 
 def images_of(workspace: Workspace) -> tuple[list[Unit], dict[str, Unit]]:
@@ -139,8 +145,10 @@ def main() -> None:
         work = options.work or Path(folder)
         print("| codec | kept | label bytes | smaller | distilled, soft | random, soft |")
         print("| --- | --- | --- | --- | --- | --- |", flush=True)
+        registry = discover()
+        base = load(options, registry)
         for codec, keep in chosen(options):
-            workspace = workspace_of(options, work, "out", codec, keep)
+            workspace = workspace_of(base, registry, work, options.store, codec, keep)
             backbones, images = images_of(workspace)
             print(row(workspace, codec, keep, measured(workspace, backbones, images)), flush=True)
 

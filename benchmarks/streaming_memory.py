@@ -79,11 +79,13 @@ def child(kind: str, root: str, cache: str) -> None:
 
 @click.command()
 @click.option("--count", "counts", type=int, multiple=True, default=(10_000, 50_000, 200_000))
-def main(counts: tuple[int, ...]) -> None:
+@click.option("--data", multiple=True, default=("imagefolder", "webdataset"), help="Which data sets.")
+def main(counts: tuple[int, ...], data: tuple[str, ...]) -> None:
     """Print a table: pictures, peak memory, seconds to open for the first and the second time."""
     print("| data | images | peak MiB | first opening | second opening |")
     print("| --- | --- | --- | --- | --- |")
-    for kind, make in (("imagefolder", make_folders), ("webdataset", make_shards)):
+    makers = {"imagefolder": make_folders, "webdataset": make_shards}
+    for kind, make in ((kind, makers[kind]) for kind in data):
         for count in counts:
             with tempfile.TemporaryDirectory() as folder:
                 root = Path(folder, "data")

@@ -17,6 +17,7 @@ from gvbsm_registry import Executor, GvbsmError, relay
 if TYPE_CHECKING:
     from types import ModuleType
 
+ATTEMPTS = 3
 POLL = 0.3  # seconds
 KNOCK = 10.0  # seconds
 OBJECT_STORE = 128 * 2**20  # tasks and results are small; tensors go through the store of artifacts
@@ -82,32 +83,40 @@ class Ray(Executor):
     def _connect(self, ray: ModuleType, threads: int) -> None:
         if ray.is_initialized():
             return
-        # No dashboard, no reports to Ray's makers, and for a cluster of one machine no outside address.
+        # No reports to Ray's makers, and tasks that yield no more to others than this process does.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_worker_niceness", "0")  # else tasks yield to everything on the machine
-        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-        try:
-            if self.address is not None:
-                _knock(self.address)
-                ray.init(address=self.address, **common)
-            else:
-                cores = max(os.cpu_count() or 1, self._cores(threads))
-                cores = self.workers * self._cores(threads) if self.workers else cores
-                ray.init(
-                    num_cpus=cores,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE,
-                    _node_ip_address="127.0.0.1",
-                    **common,
-                )
-        except Exception as error:  # Ray raises bare ones when it does not come up in time
-            where = f"at {self.address!r}" if self.address else "on this machine"
-            why = " ".join(str(error).split())[:300]
-            raise GvbsmError(
-                f"executor ray: no cluster can be used {where} ({why}); start one with 'ray start --head' "
-                "or leave out address"
-            ) from error
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        for attempt in range(ATTEMPTS):
+            try:
+                if self.address is not None:
+                    _knock(self.address)
+                ray.init(log_to_driver=False, logging_level="ERROR", **self._cluster(threads))
+                return
+            except Exception as error:  # Ray raises bare ones
+                ray.shutdown()
+                # On a busy machine it may not come up within the half minute that it gives itself.
+                if "timed out" not in str(error) or attempt == ATTEMPTS - 1:
+                    raise self._unreachable(error) from error
+
+    def _cluster(self, threads: int) -> dict[str, Any]:
+        if self.address is not None:
+            return {"address": self.address}
+        cores = max(os.cpu_count() or 1, self._cores(threads))
+        return {
+            "num_cpus": self.workers * self._cores(threads) if self.workers else cores,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE,
+            "_node_ip_address": "127.0.0.1",
+        }
+
+    def _unreachable(self, error: Exception) -> GvbsmError:
+        where = f"at {self.address!r}" if self.address else "on this machine"
+        why = " ".join(str(error).split())[:300]
+        return GvbsmError(
+            f"executor ray: no cluster can be used {where} ({why}); start one with 'ray start --head' "
+            "or leave out address"
+        )
 
     def _cores(self, threads: int) -> int:
         return self.cpus_per_task or threads
