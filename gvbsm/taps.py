@@ -21,11 +21,14 @@ class Taps:
         modules = dict(model.named_modules())
         self.sites = {site: modules[site] for site in sites}
         self._seen: dict[str, tuple[Tensor, int]] = {}
+        self._shared: dict[int, GroupedActivation] = {}
+        self._how: tuple[int, bool] | None = None
         self._plans: dict[str, dict[int, None]] = {site: {} for site in self.sites}
         self._handles: list[Any] = []
 
     def __enter__(self) -> Taps:
         self._seen.clear()
+        self._shared.clear()
         for site, module in self.sites.items():
             self._handles.append(module.register_forward_pre_hook(self._recorder(site)))
         return self
@@ -39,9 +42,22 @@ class Taps:
 
     def _recorder(self, site: str) -> Any:
         def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._seen[site] = inputs[0], inputs[0]._version
+            tensor = inputs[0]
+            self._seen[site] = tensor, tensor._version
+            # Reduced at once where it is known what will be asked: the activation is in the cache now, and
+            # the backward pass reaches its gradient in turn instead of holding those of all sites.
+            if self._how is not None and self._how[1] and self._plans[site]:
+                self._activation(site, tensor).reduce()
 
         return record
+
+    def _activation(self, site: str, tensor: Tensor) -> GroupedActivation:
+        assert self._how is not None
+        if id(tensor) not in self._shared:
+            self._shared[id(tensor)] = GroupedActivation(
+                tensor, self._how[0], self._plans[site], self._how[1]
+            )
+        return self._shared[id(tensor)]
 
     def activations(self, groups: int = 1, fused: bool = True) -> dict[str, GroupedActivation]:
         """Return what each site saw, `groups` equal image batches lying one after another; then forget it.
@@ -49,7 +65,9 @@ class Taps:
         Sites that saw the same tensor share one object; `fused` as in GroupedActivation. Raises GvbsmError if
         a site saw nothing or its input was changed in place afterwards.
         """
-        shared: dict[int, GroupedActivation] = {}
+        if self._how != (groups, fused):
+            self._how = groups, fused
+            self._shared.clear()
         found = {}
         for site in self.sites:
             if site not in self._seen:
@@ -60,10 +78,9 @@ class Taps:
                     f"the input of site {site!r} is changed in place by a later module; "
                     "build the backbone with inplace=False"
                 )
-            found[site] = shared.setdefault(
-                id(tensor), GroupedActivation(tensor, groups, self._plans[site], fused)
-            )
+            found[site] = self._activation(site, tensor)
         self._seen.clear()
+        self._shared.clear()
         return found
 
 
@@ -99,12 +116,17 @@ class GroupedActivation:
         """
         if side not in self._found:
             self._plan[side] = None
-            sides = [wanted for wanted in self._plan if wanted not in self._found]
+            self.reduce()
+        return self._found[side]
+
+    def reduce(self) -> None:
+        """Compute all moments that the plan asks for and that are not there yet."""
+        sides = [wanted for wanted in self._plan if wanted not in self._found]
+        if sides:
             batch = self.tensor.unflatten(0, (self.groups, -1))
             flat = BatchMoments.apply(batch, sides) if self.fused else moments(batch, sides)
             pairs = zip(flat[::2], flat[1::2], strict=True)
             self._found.update(zip(sides, pairs, strict=True))
-        return self._found[side]
 
     def group_moments(self, side: int, index: int) -> tuple[Tensor, Tensor]:
         """Return the moments of one group, without the leading axis."""
