@@ -124,7 +124,7 @@ class Workspace:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Who made an artifact: versions, recipe and seed (no time, so that equal work gives equal contents)."""
+        """Who made an artifact: versions, recipe and seed; no time, so that equal work has equal contents."""
         return {
             "gvbsm": __version__,
             "torch": torch.__version__,

@@ -93,13 +93,13 @@ def test_every_component_has_a_page(component: type[Component]) -> None:
 
 
 @pytest.mark.parametrize("component", REGISTRY.components(), ids=lambda c: f"{c.kind}:{c.name}")
-def test_every_snippet_is_a_recipe(component: type[Component]) -> None:
+def test_every_snippet_is_a_recipe(component: type[Component], tmp_path: Path) -> None:
     text = plugin_pages.snippet(component)
     if text.startswith("gvbsm "):
         assert component.name in text
         return
     if "…" in text:
-        text = text.replace("…", '"x"')
+        text = text.replace("…", f'"{tmp_path}"')  # a text, a path and a folder that exists
     if component.name.endswith("/*"):
         text = text.replace("NAME", "resnet18")
     tables = tomllib.loads(text)

@@ -179,6 +179,9 @@ def test_a_node_killed_in_the_middle_changes_nothing(tmp_path: Path, monkeypatch
         assert ran(recipe, tmp_path / "ray", executor) == local
         watcher.join(10)
         assert gone
+        deadline = time.monotonic() + 60  # Ray takes some seconds to believe it
+        while len([n for n in ray.nodes() if n["Alive"]]) > 1 and time.monotonic() < deadline:
+            time.sleep(0.5)
         assert len([n for n in ray.nodes() if n["Alive"]]) == 1
     finally:
         ray.shutdown()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,23 @@ def tiny_imagenet(root: Path) -> dict[str, Any]:
     return {"root": root}
 
 
+def webdataset(root: Path) -> dict[str, Any]:
+    from PIL import Image
+
+    root.mkdir(parents=True)
+    for split, base in (("train", 0), ("test", 9)):
+        with tarfile.open(root / f"{split}-0000.tar", "w") as tar:
+            for number in range(4):
+                picture = io.BytesIO()
+                Image.new("RGB", (8, 8), (40 * number + base, 0, 0)).save(picture, "PNG")
+                contents = {"png": picture.getvalue(), "cls": str(number % 2).encode()}
+                for suffix, content in contents.items():
+                    info = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return {"root": root, "side": 8}
+
+
 def huggingface(root: Path) -> dict[str, Any]:
     library = pytest.importorskip("datasets")
     from PIL import Image
@@ -154,6 +173,7 @@ def test_first_party_datasets(
         "imagefolder": pictures,
         "tiny_imagenet": tiny_imagenet,
         "huggingface": huggingface,
+        "webdataset": webdataset,
         "cifar10": lambda root: cifar(root, CIFAR10, "labels", monkeypatch),
         "cifar100": lambda root: cifar(root, CIFAR100, "fine_labels", monkeypatch),
     }
