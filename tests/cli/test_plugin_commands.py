@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from gvbsm import plugin_pages, scaffold
 from gvbsm.cli import COMPONENTS, main
@@ -99,7 +100,10 @@ def test_every_snippet_is_a_recipe(component: type[Component], tmp_path: Path) -
         assert component.name in text
         return
     if "…" in text:
-        text = text.replace("…", f'"{tmp_path}"')  # a text, a path and a folder that exists
+        # A text, and also a folder of class folders, for components that look at once.
+        (tmp_path / "ape").mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / "ape" / "0.png")
+        text = text.replace("…", f'"{tmp_path}"')
     if component.name.endswith("/*"):
         text = text.replace("NAME", "resnet18")
     tables = tomllib.loads(text)
