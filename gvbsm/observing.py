@@ -36,7 +36,7 @@ class Observer:
         self._compiled: Forward | None = None
 
     def observe(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits, float32 [G·B, K], and the matching terms; see `Matching.losses` for `uniforms`."""
+        """Return logits, float32 at least [G·B, K], and the matching terms; see `Matching.losses` for `uniforms`."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             if self._compile:
                 if self._compiled is None:
@@ -44,7 +44,8 @@ class Observer:
                 logits, statistics = self._compiled(images)
             else:
                 logits, statistics = self._forward(images, fused=True)
-        return logits.float(), self.matching.losses(statistics, uniforms)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits, self.matching.losses(statistics, uniforms)
 
     def _forward(self, images: Tensor, fused: bool) -> tuple[Tensor, list[Tensor]]:
         with self._taps as taps:

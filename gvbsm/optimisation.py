@@ -104,8 +104,9 @@ class Optimisation:
         uniforms = torch.stack([torch.rand(sites, generator=generator) for generator in self.generators])
         seen = _joined(views).apply(self.images)
         logits, matched = rival.observer.observe(seen, uniforms.to(seen.device))
-        each = cross_entropy(logits, self.labels, reduction="none")
-        terms: dict[str, Any] = {"cross_entropy": section.cross_entropy * each.sum() / size}
+        pairs = zip(logits.split(size), self.labels.split(size), strict=True)
+        classified = torch.stack([cross_entropy(output, labels) for output, labels in pairs]).sum()
+        terms: dict[str, Any] = {"cross_entropy": section.cross_entropy * classified}
         terms |= {name: rival.weight * term for name, term in matched.items()}
         for regularizer in section.regularizers:
             for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):

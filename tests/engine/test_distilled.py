@@ -17,12 +17,10 @@ from gvbsm_registry.artifacts import read
 
 
 @pytest.fixture(scope="module")
-def folder(registry, stages, shared_store, tmp_path_factory) -> Path:
+def folder(registry, toy_tables, shared_store, tmp_path_factory) -> Path:
     """OUT/distilled of a run with 5 epochs of labels in blocks of 2, IPC 2, 3 classes."""
-    from conftest import TABLES
-
     out = tmp_path_factory.mktemp("run")
-    made = recipe.make({**TABLES, "relabel": {"epochs": 5, "block": 2, "batch": 4}}, registry, "here")
+    made = recipe.make({**toy_tables, "relabel": {"epochs": 5, "block": 2, "batch": 4}}, registry, "here")
     gvbsm.run(made, out=out, store=shared_store, device="cpu", until="relabel", registry=registry)
     return out / "distilled"
 
