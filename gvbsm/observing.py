@@ -36,7 +36,7 @@ class Observer:
         self._compiled: Forward | None = None
 
     def observe(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits, float32 at least [G·B, K], and the matching terms; see `Matching.losses` for `uniforms`."""
+        """Return logits [G·B, K], float32 at least, and the matching terms (see `Matching.losses`)."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             if self._compile:
                 if self._compiled is None:
