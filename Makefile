@@ -21,7 +21,7 @@ lint: $(VENV)/.check
 	$(BIN)/mypy
 
 faults: $(VENV)/.check  ## the long fault suite (minutes)
-	FAULTS=50 $(BIN)/python -m pytest tests/faults
+	FAULTS=50 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/plugins/test_ray.py -s
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -161,7 +161,7 @@ def _facts(workspace: Workspace, distilled: Artifact | None) -> dict[str, str]:
 def _stages(
     workspace: Workspace, events: list[dict[str, Any]], backbones: list[Unit]
 ) -> list[tuple[str, float | None, int]]:
-    """Return (stage, seconds of its units over all sessions, bytes of its artifacts)."""
+    """Return (stage, seconds of its units over all times it was run, bytes of its artifacts)."""
     seconds: dict[str, float] = {}
     for event in events:
         if event["event"] == "stage_finished":
