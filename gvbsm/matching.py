@@ -42,7 +42,9 @@ class Statistic:
 
     def __init__(self, targets: Sequence[Tensor], groups: int, start: Literal["first", "zero"]) -> None:
         self.targets = torch.cat([target.reshape(-1) for target in targets])
-        sizes = torch.tensor([target.numel() for target in targets], device=self.targets.device)
+        counts = [target.numel() for target in targets]
+        self.bounds = [(sum(counts[:site]), sum(counts[: site + 1])) for site in range(len(counts))]
+        sizes = torch.tensor(counts, device=self.targets.device)
         self.sites = len(targets)
         self.site = torch.repeat_interleave(torch.arange(self.sites, device=sizes.device), sizes)
         self.average = self.targets.new_zeros(groups, len(self.targets))
@@ -99,25 +101,41 @@ class Matching:
             for matcher, sites in zip(self.matchers, self.sites_by_matcher, strict=True)
         ]
 
-    def statistics_of(self, activations: Mapping[str, GroupedActivation]) -> list[Tensor]:
+    def skipped(self, uniforms: Tensor) -> list[set[str]]:
+        """Return, for each matcher, the sites that it skips in every image batch; see `losses`."""
+        most = dict(zip(self.sites, uniforms.amax(0).tolist(), strict=True))
+        return [
+            {site for site in sites if most[site] < matcher.drop}
+            for matcher, sites in zip(self.matchers, self.sites_by_matcher, strict=True)
+        ]
+
+    def statistics_of(
+        self, activations: Mapping[str, GroupedActivation], skipped: Sequence[set[str]] | None = None
+    ) -> list[Tensor]:
         """Return each matcher's statistics of the image batches, flat over its sites: [G, D] each.
 
-        In the order of matchers, then of their statistics; `losses` takes them.
+        In the order of matchers, then of their statistics; `losses` takes them. At `skipped` sites nothing is
+        computed: the running averages stand in, which the loss then leaves out.
         """
         flat = []
-        for matcher, sites, statistics in zip(
-            self.matchers, self.sites_by_matcher, self.statistics, strict=True
+        for place, (matcher, sites, statistics) in enumerate(
+            zip(self.matchers, self.sites_by_matcher, self.statistics, strict=True)
         ):
+            leave = skipped[place] if skipped is not None else ()
             values = [
                 [matcher.statistics(activations[site].group(index)) for index in range(self.groups)]
+                if site not in leave
+                else None
                 for site in sites
             ]
-            for name in statistics:
-                rows = [
-                    torch.cat([at_site[index][name].reshape(-1) for at_site in values])
-                    for index in range(self.groups)
+            for name, statistic in statistics.items():
+                parts = [
+                    statistic.average[:, start:end]
+                    if at_site is None
+                    else torch.stack([at_batch[name].reshape(-1) for at_batch in at_site])
+                    for at_site, (start, end) in zip(values, statistic.bounds, strict=True)
                 ]
-                flat.append(torch.stack(rows))
+                flat.append(torch.cat(parts, 1))
         return flat
 
     def losses(self, statistics: Sequence[Tensor], uniforms: Tensor) -> dict[str, Tensor]:

@@ -43,15 +43,32 @@ class Observer:
                     self._compiled = self._trace(images)
                 logits, statistics = self._compiled(images)
             else:
-                logits, statistics = self._forward(images, fused=True)
+                logits, statistics = self._eager(images, uniforms)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits, self.matching.losses(statistics, uniforms)
 
-    def _forward(self, images: Tensor, fused: bool) -> tuple[Tensor, list[Tensor]]:
+    def _eager(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run as it is; what is dropped is not computed (but on a GPU, where asking would cost more)."""
+        skipped = self.matching.skipped(uniforms) if uniforms.device.type == "cpu" else None
+        self._taps.idle = self._skipped_by_all(skipped) if skipped else set()
+        return self._forward(images, fused=True, skipped=skipped)
+
+    def _skipped_by_all(self, skipped: list[set[str]]) -> set[str]:
+        wanted = {
+            site
+            for sites, leave in zip(self.matching.sites_by_matcher, skipped, strict=True)
+            for site in sites
+            if site not in leave
+        }
+        return set(self.sites) - wanted
+
+    def _forward(
+        self, images: Tensor, fused: bool, skipped: list[set[str]] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         with self._taps as taps:
             logits = self.module(images)
         activations = taps.activations(self.matching.groups, fused)
-        return logits, self.matching.statistics_of(activations)
+        return logits, self.matching.statistics_of(activations, skipped)
 
     def _trace(self, images: Tensor) -> Forward:
         """Trace the forward pass into primitive operations, taps included, and compile them as a whole.

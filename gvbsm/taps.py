@@ -15,7 +15,10 @@ from gvbsm_registry import GvbsmError
 
 
 class Taps:
-    """Records the inputs of the modules at `sites` while used as a context around a forward pass."""
+    """Records the inputs of the modules at `sites` while used as a context around a forward pass.
+
+    `idle`: sites that will not be asked for in the next pass, so that nothing is reduced there beforehand.
+    """
 
     def __init__(self, model: nn.Module, sites: Iterable[str]) -> None:
         modules = dict(model.named_modules())
@@ -23,6 +26,7 @@ class Taps:
         self._seen: dict[str, tuple[Tensor, int]] = {}
         self._shared: dict[int, GroupedActivation] = {}
         self._how: tuple[int, bool] | None = None
+        self.idle: set[str] = set()
         self._plans: dict[str, dict[int, None]] = {site: {} for site in self.sites}
         self._handles: list[Any] = []
 
@@ -46,7 +50,7 @@ class Taps:
             self._seen[site] = tensor, tensor._version
             # Reduced at once where it is known what will be asked: the activation is in the cache now, and
             # the backward pass reaches its gradient in turn instead of holding those of all sites.
-            if self._how is not None and self._how[1] and self._plans[site]:
+            if self._how is not None and self._how[1] and self._plans[site] and site not in self.idle:
                 self._activation(site, tensor).reduce()
 
         return record
