@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from gvbsm.stages import evaluate, measure, pretrain, relabel, synthesize
 from gvbsm.units import Unit, execute
 from gvbsm.workspace import Workspace, open_store
 from gvbsm_registry import Executor, GvbsmError, Registry, discover
-from gvbsm_registry.artifacts import digest, read, remove_leftovers, write_text
+from gvbsm_registry.artifacts import digest, remove_leftovers, write_text
 
 STAGES = ("pretrain", "measure", "synthesize", "relabel", "evaluate")
 
@@ -216,11 +216,3 @@ def results(folder: Path) -> list[dict[str, Any]]:
         raise GvbsmError(f"{path}: no results yet; run 'gvbsm evaluate {folder}'") from error
     except (ValueError, KeyError, TypeError) as error:
         raise GvbsmError(f"{path}: is not a results file ({error}); run 'gvbsm evaluate {folder}'") from error
-
-
-def artifact_of(folder: Path) -> dict[str, Any]:
-    """Return the metadata of a run folder's distilled set."""
-    return read(folder / "distilled" / "images.safetensors", "distilled").meta
-
-
-Stage = Callable[[Workspace], None]

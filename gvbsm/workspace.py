@@ -240,6 +240,3 @@ def check_classes(found: tuple[str, ...], expected: tuple[str, ...], what: str) 
         f"{what} has {len(found)} classes that do not agree with the training split's {len(expected)}: "
         f"it {detail}; use the data set it was made for"
     )
-
-
-Task = Callable[[], Any]
