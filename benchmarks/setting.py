@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,7 +77,9 @@ class Setting:
         }
         density = self.registry.create(Regularizer, "dd")
         compiled = variant == "compiled"
-        matched = matching_loss(self.model, matchers, measured, self.labels, compiled, precision)
+        matched = matching_loss(
+            copy.deepcopy(self.model), matchers, measured, self.labels, compiled, precision
+        )
         return lambda images: matched(images) + density.weight * density.loss(images, self.labels)
 
     def step(self, loss: Loss) -> Callable[[], None]:

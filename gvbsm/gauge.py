@@ -8,13 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, mse_loss
 
 from gvbsm.matching import sites_of, target_name
+from gvbsm.powers import CHANNELS, Moments, averaged, mean_and_variance, moments, patched, powers_of
 from gvbsm_registry import GvbsmError, Matcher
-
-BLOCK = 2**19
-"""Numbers that are squared at a time on a CPU, so that they stay in its cache."""
 
 
 class Reduced:
@@ -38,61 +35,22 @@ class Reduced:
         """Tell whether this is `tensor` as it is now."""
         return self._tensor() is tensor and self._version == tensor._version
 
-    def channel_moments(self) -> tuple[Tensor, Tensor]:
+    def channel_moments(self) -> Moments:
         """Mean and biased variance by channel, [C] each."""
-        return self._moments(0)
+        return self._moments(CHANNELS)
 
-    def patch_moments(self, side: int) -> tuple[Tensor, Tensor]:
+    def patch_moments(self, side: int) -> Moments:
         """Mean and biased variance by patch, [⌈H/side⌉, ⌈W/side⌉] each."""
-        return self._moments(side)
+        mean, variance = self._moments(side)
+        shape = patched(self.tensor.shape[-2:], side)
+        return mean.view(shape), variance.view(shape)
 
-    def _moments(self, side: int) -> tuple[Tensor, Tensor]:
+    def _moments(self, side: int) -> Moments:
         if side not in self._found:
             if self._powers is None:
-                self._powers = _mean_powers(self.tensor)
-            if side:
-                mean, square = avg_pool2d(self._powers.mean(1), side, ceil_mode=True)
-            else:
-                mean, square = self._powers.flatten(2).mean(2) if self._powers.ndim > 2 else self._powers
-            self._found[side] = mean, (square - mean.square()).clamp_(min=0)
+                self._powers = powers_of(mean_and_variance(self.tensor))
+            self._found[side] = moments(averaged(self._powers, side, [self.tensor.shape[1]]))
         return self._found[side]
-
-
-def _mean_powers(x: Tensor) -> Tensor:
-    """Return E[x] and E[x²] over the batch at each position, float64 [2, ...], of x [B, ...].
-
-    E[x²] is made of mean and variance, and squared in float64: no precision is lost where the mean is large.
-    """
-    wide = x if x.dtype == torch.float64 else x.float()
-    mean = _batch_mean(wide)
-    powers = torch.stack([mean, _variance(wide, mean)]).double()
-    powers[1].addcmul_(powers[0], powers[0])
-    return powers
-
-
-def _batch_mean(x: Tensor) -> Tensor:
-    """Return the mean over the batch, [...], of x [B, ...]."""
-    if x.is_cuda:
-        return x.mean(0)
-    # A product with a vector reads the memory twice as fast as torch's sum over the first axis.
-    return (x.new_full((1, len(x)), 1 / len(x)) @ x.flatten(1)).reshape(x.shape[1:])
-
-
-def _variance(x: Tensor, mean: Tensor) -> Tensor:
-    """Return the biased variance over the batch, [...], of x [B, ...].
-
-    On a CPU it works on BLOCK numbers at a time in one piece of memory, which stays in the cache.
-    """
-    if x.is_cuda:
-        return mse_loss(x, mean.expand_as(x), reduction="none").mean(0)
-    count = min(len(x), max(1, BLOCK // max(mean.numel(), 1)))
-    squares = x.new_empty((count, *mean.shape))
-    total = torch.zeros_like(mean)
-    for part in x.split(count):
-        room = squares[: len(part)]
-        torch.ops.aten.mse_loss.out(part, mean.expand_as(part), 0, out=room)
-        total.add_(_batch_mean(room), alpha=len(part) / len(x))
-    return total
 
 
 class Gauge:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from gvbsm.taps import GroupedActivation
 from gvbsm_registry import GvbsmError, Matcher
 from gvbsm_registry.artifacts import digest
-
-if TYPE_CHECKING:
-    pass
 
 
 def target_name(matcher: Matcher, site: str, statistic: str) -> str:
@@ -49,6 +46,20 @@ class Statistic:
         self.site = torch.repeat_interleave(torch.arange(self.sites, device=sizes.device), sizes)
         self.average = self.targets.new_zeros(groups, len(self.targets))
         self.seen = torch.full((groups, self.sites), start == "zero", device=sizes.device)
+
+    def joined(self, name: str, by_group: Sequence[Sequence[Mapping[str, Tensor] | None]]) -> Tensor:
+        """Return this statistic of all groups and sites, [G, D]; the running average where there is none."""
+        return torch.stack(
+            [
+                torch.cat(
+                    [
+                        self.average[index, start:end] if found is None else found[name].flatten()
+                        for found, (start, end) in zip(at_sites, self.bounds, strict=True)
+                    ]
+                )
+                for index, at_sites in enumerate(by_group)
+            ]
+        )
 
     def norms(self, current: Tensor, keep: Tensor, momentum: float) -> Tensor:
         """Return ‖μ_l − t − stop_grad(μ_l − μ_total)‖₂ by batch and site, [G, S] (one sum of Eq. 14).
@@ -122,20 +133,11 @@ class Matching:
             zip(self.matchers, self.sites_by_matcher, self.statistics, strict=True)
         ):
             leave = skipped[place] if skipped is not None else ()
-            values = [
-                [matcher.statistics(activations[site].group(index)) for index in range(self.groups)]
-                if site not in leave
-                else None
-                for site in sites
+            by_group = [
+                [None if s in leave else matcher.statistics(activations[s].group(index)) for s in sites]
+                for index in range(self.groups)
             ]
-            for name, statistic in statistics.items():
-                parts = [
-                    statistic.average[:, start:end]
-                    if at_site is None
-                    else torch.stack([at_batch[name].reshape(-1) for at_batch in at_site])
-                    for at_site, (start, end) in zip(values, statistic.bounds, strict=True)
-                ]
-                flat.append(torch.cat(parts, 1))
+            flat += [statistic.joined(name, by_group) for name, statistic in statistics.items()]
         return flat
 
     def losses(self, statistics: Sequence[Tensor], uniforms: Tensor) -> dict[str, Tensor]:

@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
 
+from gvbsm.powers import (
+    CHANNELS,
+    Moments,
+    averaged,
+    channels_last,
+    mean_and_variance,
+    moments,
+    patched,
+    powers_of,
+    spread,
+)
 from gvbsm_registry import GvbsmError
 
 
 class Taps:
     """Records the inputs of the modules at `sites` while used as a context around a forward pass.
 
+    groups: equal image batches lie one after another in what the model is given.
+    fused: as in GroupedActivation. centres: for sites that are not reduced by fused functions.
     `idle`: sites that will not be asked for in the next pass, so that nothing is reduced there beforehand.
     """
 
-    def __init__(self, model: nn.Module, sites: Iterable[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Iterable[str],
+        groups: int = 1,
+        fused: bool = True,
+        centres: Mapping[str, Tensor] | None = None,
+    ) -> None:
         modules = dict(model.named_modules())
         self.sites = {site: modules[site] for site in sites}
+        self.idle: set[str] = set()
+        self._groups, self._fused, self._centres = groups, fused, centres or {}
         self._seen: dict[str, tuple[Tensor, int]] = {}
         self._shared: dict[int, GroupedActivation] = {}
-        self._how: tuple[int, bool] | None = None
-        self.idle: set[str] = set()
         self._plans: dict[str, dict[int, None]] = {site: {} for site in self.sites}
         self._handles: list[Any] = []
 
@@ -45,33 +64,30 @@ class Taps:
         self._handles.clear()
 
     def _recorder(self, site: str) -> Any:
+        plan = self._plans[site]
+
         def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             tensor = inputs[0]
             self._seen[site] = tensor, tensor._version
             # Reduced at once where it is known what will be asked: the activation is in the cache now, and
             # the backward pass reaches its gradient in turn instead of holding those of all sites.
-            if self._how is not None and self._how[1] and self._plans[site] and site not in self.idle:
+            if self._fused and plan and site not in self.idle:
                 self._activation(site, tensor).reduce()
 
         return record
 
     def _activation(self, site: str, tensor: Tensor) -> GroupedActivation:
-        assert self._how is not None
         if id(tensor) not in self._shared:
             self._shared[id(tensor)] = GroupedActivation(
-                tensor, self._how[0], self._plans[site], self._how[1]
+                tensor, self._groups, self._plans[site], self._fused, self._centres.get(site)
             )
         return self._shared[id(tensor)]
 
-    def activations(self, groups: int = 1, fused: bool = True) -> dict[str, GroupedActivation]:
-        """Return what each site saw, `groups` equal image batches lying one after another; then forget it.
+    def activations(self) -> dict[str, GroupedActivation]:
+        """Return what each site saw; then forget it. Sites that saw the same tensor share one object.
 
-        Sites that saw the same tensor share one object; `fused` as in GroupedActivation. Raises GvbsmError if
-        a site saw nothing or its input was changed in place afterwards.
+        Raises GvbsmError if a site saw nothing or its input was changed in place afterwards.
         """
-        if self._how != (groups, fused):
-            self._how = groups, fused
-            self._shared.clear()
         found = {}
         for site in self.sites:
             if site not in self._seen:
@@ -83,6 +99,7 @@ class Taps:
                     "build the backbone with inplace=False"
                 )
             found[site] = self._activation(site, tensor)
+        settle(list(self._shared.values()))
         self._seen.clear()
         self._shared.clear()
         return found
@@ -92,52 +109,60 @@ class GroupedActivation:
     """One site's input for G image batches in one tensor [G·B, C, H, W], with reductions by group.
 
     All reductions asked for are computed together, in one pass over the activation each way. `plan` remembers
-    the patch sides asked for (0 stands for channels) between forward passes, so that only the first pass
-    computes them one by one. `fused`: one autograd function with a backward pass of its own, which is fast
-    eagerly; without, plain operations that a compiler fuses with their neighbours.
+    the patch sides asked for (CHANNELS among them) between forward passes, so that only the first pass
+    computes them one by one. fused: by an autograd function with a backward pass of its own, which is fast
+    eagerly; without, by plain operations that a compiler fuses with their neighbours, about `centre` (see
+    `plain_moments`).
     """
 
     def __init__(
-        self, tensor: Tensor, groups: int, plan: dict[int, None] | None = None, fused: bool = True
+        self,
+        tensor: Tensor,
+        groups: int,
+        plan: dict[int, None] | None = None,
+        fused: bool = True,
+        centre: Tensor | None = None,
     ) -> None:
-        self.tensor, self.groups, self.fused = tensor, groups, fused
+        self.tensor, self.groups = tensor, groups
         self._plan = {} if plan is None else plan
-        self._found: dict[int, tuple[Tensor, Tensor]] = {}
-        self._split: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._fused, self._centre = fused, centre
+        self._found: dict[int, list[Moments]] = {}
+        self.maps: Tensor | None = None
 
     def group(self, index: int) -> Activation:
         """Return what a matcher sees: batch `index` alone."""
         return Activation(self, index)
 
-    def channel_moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance by channel, float32 (float64 if the activation is) [G, C] each."""
-        return self.patch_moments(0)
+    def moments(self, side: int, index: int) -> Moments:
+        """Return mean and biased variance of one group by channel [C], or by patch [⌈H/side⌉, ⌈W/side⌉].
 
-    def patch_moments(self, side: int) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance by patch of `side` pixels, [G, ⌈H/side⌉, ⌈W/side⌉] each.
-
-        A `side` of 0 stands for channels.
+        float32; float64 if the activation is.
         """
         if side not in self._found:
             self._plan[side] = None
             self.reduce()
-        return self._found[side]
+            settle([self])
+        return self._found[side][index]
 
     def reduce(self) -> None:
-        """Compute all moments that the plan asks for and that are not there yet."""
-        sides = [wanted for wanted in self._plan if wanted not in self._found]
-        if sides:
+        """Pass over the activation; what the plan asks for is then to be made by `settle`."""
+        if not self._fused:
             batch = self.tensor.unflatten(0, (self.groups, -1))
-            flat = BatchMoments.apply(batch, sides) if self.fused else moments(batch, sides)
-            pairs = zip(flat[::2], flat[1::2], strict=True)
-            self._found.update(zip(sides, pairs, strict=True))
+            for side, (mean, variance) in plain_moments(batch, self.wanted(), self._centre).items():
+                self.found(side, list(zip(mean.unbind(0), variance.unbind(0), strict=True)))
+        elif self.maps is None:
+            self.maps = BatchPowers.apply(self.tensor, self.groups)
 
-    def group_moments(self, side: int, index: int) -> tuple[Tensor, Tensor]:
-        """Return the moments of one group, without the leading axis."""
-        if side not in self._split:
-            mean, variance = self.patch_moments(side)
-            self._split[side] = list(zip(mean.unbind(0), variance.unbind(0), strict=True))
-        return self._split[side][index]
+    def wanted(self) -> list[int]:
+        """Return the sides that the plan asks for and that are not there yet."""
+        return [side for side in self._plan if side not in self._found]
+
+    def found(self, side: int, by_group: list[Moments]) -> None:
+        """Take each group's moments of one side, flat or in shape."""
+        if side != CHANNELS:
+            shape = patched(self.tensor.shape[-2:], side)
+            by_group = [(mean.view(shape), variance.view(shape)) for mean, variance in by_group]
+        self._found[side] = by_group
 
 
 class Activation:
@@ -151,98 +176,148 @@ class Activation:
         whole = self._whole
         return whole.tensor if whole.groups == 1 else whole.tensor.chunk(whole.groups)[self._index]
 
-    def channel_moments(self) -> tuple[Tensor, Tensor]:
-        return self._whole.group_moments(0, self._index)
+    def channel_moments(self) -> Moments:
+        return self._whole.moments(CHANNELS, self._index)
 
-    def patch_moments(self, side: int) -> tuple[Tensor, Tensor]:
-        return self._whole.group_moments(side, self._index)
-
-
-def moments(batch: Tensor, sides: list[int]) -> tuple[Tensor, ...]:
-    """What BatchMoments computes, in plain operations, float32 throughout: for the compiler."""
-    wide = batch if batch.dtype == torch.float64 else batch.float()
-    first = wide[:, :1].detach()  # any constant will do: neither moment depends on what is subtracted
-    deviation = wide - first
-    shift = deviation.mean(1)
-    mean = shift + first.squeeze(1)
-    variance = deviation.square().mean(1) - shift.square()
-    found = []
-    for side in sides:
-        average = _average(mean, side)
-        spread = mean - _repeat(average, side, mean.shape)
-        found += [average, _average(variance + spread.square(), side).clamp(min=0)]
-    return tuple(found)
+    def patch_moments(self, side: int) -> Moments:
+        return self._whole.moments(side, self._index)
 
 
-def _repeat(averages: Tensor, side: int, shape: torch.Size) -> Tensor:
-    """Put averages [G, C] or [G, ⌈H/s⌉, ⌈W/s⌉] back to where they were taken, broadcastable to `shape`."""
-    if side == 0:
-        return averages.reshape(averages.shape + (1,) * (len(shape) - 2))
-    wide = averages.repeat_interleave(side, -2).repeat_interleave(side, -1)
-    return wide[:, None, : shape[-2], : shape[-1]]
+def settle(activations: Sequence[GroupedActivation]) -> None:
+    """Make moments of what `GroupedActivation.reduce` left: for all sites of one shape at once."""
+    waiting: dict[tuple[Any, ...], list[GroupedActivation]] = {}
+    for activation in activations:
+        if activation.maps is not None and activation.wanted():
+            batch, _, *space = activation.tensor.shape
+            kind = (batch, channels_last(activation.maps), *space)
+            waiting.setdefault(kind, []).append(activation)
+    if not waiting:
+        return
+    averages: list[Tensor] = []
+    places, sizes = [], []
+    groups = activations[0].groups
+    for (batch, _, *space), alike in waiting.items():
+        sides = list(dict.fromkeys(side for activation in alike for side in activation.wanted()))
+        averages += Averages.apply(sides, batch // groups, *(activation.maps for activation in alike))
+        for side in sides:
+            places += [(activation, side) for activation in alike]
+            patches = math.prod(patched(space, side)) if side != CHANNELS else 0
+            sizes += [patches or activation.tensor.shape[1] for activation in alike]
+    means, variances = moments(torch.cat(averages, 1).unflatten(0, (2, -1)))
+    dtype = torch.promote_types(activations[0].tensor.dtype, torch.float32)
+    by_group = [
+        list(zip(mean.split(sizes), variance.split(sizes), strict=True))
+        for mean, variance in zip(means.to(dtype).unbind(0), variances.to(dtype).unbind(0), strict=True)
+    ]
+    for (activation, side), *pairs in zip(places, *by_group, strict=True):
+        activation.found(side, pairs)
 
 
-class BatchMoments(torch.autograd.Function):
-    """Means and biased variances of [G, B, C, *space] by channel and by patch, in one pass each way.
+class BatchPowers(torch.autograd.Function):
+    """Reduce G batches [G·B, C, *space] to E[x] and E[x²] over the batch at each position: [2·G, C, *space].
 
-    Forward: mean m and variance v over the batch at each position, the deviations taken from the batch's
-    first image so that no precision is lost where the mean is large; then E[x] = m and E[x²] = v + m², in
-    float64 on maps B times smaller than the activation, are averaged by channel or patch.
-    Backward: one fused multiply-add over the activation, dL/dx = (dL/dE[x] + 2 x dL/dE[x²]) / B.
+    What is stored for E[x²] is the variance, so that no precision is lost where the mean is large; `Averages`
+    knows. Gradients that come back are those of E[x] and E[x²] all the same: with them, the gradient in x is
+    one fused multiply-add over the activation, dL/dx = (dL/dE[x] + 2 x dL/dE[x²]) / B.
     """
 
     @staticmethod
-    def forward(ctx: Any, batch: Tensor, sides: list[int]) -> tuple[Tensor, ...]:
-        wide = batch if batch.dtype == torch.float64 else batch.float()
-        first = wide[:, :1]
-        deviation = wide - first
-        shift = deviation.mean(1)
-        powers = torch.empty((2, *shift.shape), dtype=torch.float64, device=batch.device)
-        torch.add(shift, first.squeeze(1), out=powers[0])
-        powers[1].copy_(deviation.square_().mean(1).addcmul_(shift, shift, value=-1).clamp_(min=0))
-        powers[1].addcmul_(powers[0], powers[0])
-        found, means = [], []
-        for side in sides:
-            mean, square = _average(powers.flatten(0, 1), side).unflatten(0, (2, -1)).unbind(0)
-            means.append(mean)
-            variance = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)
-            found += [mean.to(wide.dtype), variance.to(wide.dtype)]
-        ctx.save_for_backward(batch, *means)
-        ctx.sides = sides
-        return tuple(found)
+    def forward(ctx: Any, batch: Tensor, groups: int) -> Tensor:
+        ctx.save_for_backward(batch)
+        return mean_and_variance(batch, groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        batch, *means = ctx.saved_tensors
-        shape = (2, batch.shape[0], *batch.shape[2:])
-        total: Tensor | None = None
-        for side, mean, by_mean, by_variance in zip(ctx.sides, means, grads[::2], grads[1::2], strict=True):
-            by_power = torch.stack([by_mean - 2 * mean * by_variance, by_variance.double()])
-            spread = _spread(by_power / batch.shape[1], side, shape)
-            total = spread if total is None else total + spread
-        assert total is not None
-        offset, slope = total.to(torch.promote_types(batch.dtype, torch.float32)).unbind(0)
-        grad = torch.addcmul(offset.unsqueeze(1), batch.to(offset.dtype), slope.unsqueeze(1), value=2)
-        return grad.to(batch.dtype), None
+        (batch,) = ctx.saved_tensors
+        offset, slope = grads[0].chunk(2)
+        wide = batch.to(offset.dtype)
+        if len(offset) == 1:
+            return torch.addcmul(offset, wide, slope, value=2).to(batch.dtype), None
+        by_group = wide.unflatten(0, (len(offset), -1))
+        grad = torch.addcmul(offset.unsqueeze(1), by_group, slope.unsqueeze(1), value=2)
+        return grad.flatten(0, 1).to(batch.dtype), None
 
 
-def _average(maps: Tensor, side: int) -> Tensor:
-    """Average maps [N, C, *space] by channel (side 0): [N, C], or by patch: [N, ⌈H/s⌉, ⌈W/s⌉].
+class Averages(torch.autograd.Function):
+    """Average the maps of several sites, [2·G, C, *space] each from BatchPowers, by channel and by patch.
+
+    sides: of the patches, CHANNELS among them. Returns for each side float64 [2·G, D], E[x] and E[x²] of all
+    sites in turn. Backward: the maps' gradients, divided by the batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sides: list[int], batch: int, *maps: Tensor) -> tuple[Tensor, ...]:
+        ctx.sides, ctx.batch = sides, batch
+        ctx.dtype, ctx.last = maps[0].dtype, channels_last(maps[0])
+        ctx.counts, ctx.space = [part.shape[1] for part in maps], maps[0].shape[2:]
+        powers = powers_of(torch.cat(maps, 1))
+        return tuple(averaged(powers, side, ctx.counts) for side in sides)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        counts, sites = ctx.counts, len(ctx.counts)
+        channels = grads[0].new_zeros(1, sum(counts), dtype=ctx.dtype)
+        positions = grads[0].new_zeros(1, sites, *ctx.space, dtype=ctx.dtype)
+        channel_count = channels.new_tensor(counts)
+        for side, grad in zip(ctx.sides, grads, strict=True):
+            share = grad.to(ctx.dtype) / ctx.batch
+            if side == CHANNELS:
+                channels = share / math.prod(ctx.space)
+            else:
+                by_site = share.unflatten(1, (sites, -1)) / channel_count[:, None]
+                positions = positions + spread(by_site, side, ctx.space)
+        by_position = positions.unsqueeze(2).unbind(1)
+        by_channel = channels.reshape(*channels.shape, *(1 for _ in ctx.space)).split(counts, 1)
+        if ctx.last:
+            sums = [
+                torch.add(c.movedim(1, -1), p.movedim(1, -1)).movedim(-1, 1)
+                for c, p in zip(by_channel, by_position, strict=True)
+            ]
+        else:
+            sums = [c + p for c, p in zip(by_channel, by_position, strict=True)]
+        return None, None, *sums
+
+
+def plain_moments(batch: Tensor, sides: Sequence[int], centre: Tensor | None) -> dict[int, Moments]:
+    """Return mean and biased variance of [G, B, C, *space] by side, [G, C] or [G, ⌈H/side⌉, ⌈W/side⌉] each.
+
+    In plain operations, which a compiler fuses into those around: the moments are taken about constants, so
+    that the gradient of each is one multiply-add. centre: a constant near the channels' means, [C, 1, …],
+    without which float32 loses precision where a mean is many deviations.
+    """
+    wide = batch if batch.dtype == torch.float64 else batch.float()
+    if centre is None:
+        centre = wide.new_zeros((wide.shape[2],) + (1,) * (wide.ndim - 3))
+    deviation = wide - centre
+    first, second = deviation.mean(1), deviation.square().mean(1)
+    found = {}
+    for side in sides:
+        if side == CHANNELS:
+            mean, square = (
+                power.flatten(2).mean(2) if power.ndim > 2 else power for power in (first, second)
+            )
+            offset = centre.flatten()
+        else:
+            offset = centre.mean()
+            apart = centre - offset
+            mean, square = _pooled(first + apart, side), _pooled(second + 2 * apart * first + apart**2, side)
+        found[side] = mean + offset, (square - mean.square()).clamp(min=0)
+    return found
+
+
+def _pooled(maps: Tensor, side: int) -> Tensor:
+    """Average [G, C, H, W] by patch, [G, ⌈H/side⌉, ⌈W/side⌉], in views, which a compiler can fuse.
 
     Patches at the lower and right border may hold fewer pixels.
     """
-    if side == 0:
-        return maps.flatten(2).mean(2) if maps.ndim > 2 else maps
-    return avg_pool2d(maps.mean(1), side, ceil_mode=True)
-
-
-def _spread(grads: Tensor, side: int, shape: tuple[int, ...]) -> Tensor:
-    """The transpose of `_average`: gradients of averages to those of maps of `shape`, broadcastable."""
-    if side == 0:
-        space = shape[3:]
-        return (grads / math.prod(space)).reshape(grads.shape + (1,) * len(space))
-    maps = grads.new_empty(shape[0], shape[1], *shape[3:])
-    spread = torch.ops.aten.avg_pool2d_backward(
-        grads, maps, [side, side], [side, side], [0, 0], True, True, None
-    )
-    return (spread / shape[2]).unsqueeze(2)
+    average = maps.mean(1)
+    for axis in (-2, -1):
+        size = average.shape[axis]
+        whole = size // side * side
+        cut = average.narrow(axis, 0, whole).unflatten(axis, (whole // side, side))
+        cut = cut.mean(axis if axis == -1 else -2)
+        if whole < size:
+            rest = average.narrow(axis, whole, size - whole).mean(axis, keepdim=True)
+            cut = torch.cat([cut, rest], axis)
+        average = cut
+    return average

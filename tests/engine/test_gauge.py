@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from benchmarks.textbook import channel_moments, measure, patch_moments
-from gvbsm import gauge
+from gvbsm import gauge, powers
 from gvbsm.gauge import Gauge, Reduced
 from gvbsm.matching import target_name
 from gvbsm_registry import GvbsmError, Matcher, Registry
@@ -24,12 +24,12 @@ SIZES = st.tuples(*(st.integers(1, 9) for _ in range(4)))
 def test_moments_of_any_shape(shape: Any, side: int, offset: float, block: int) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) + offset
     wanted = [*channel_moments(x.double()).values(), *patch_moments(x.double(), side).values()]
-    before, gauge.BLOCK = gauge.BLOCK, block
+    before, powers.BLOCK = powers.BLOCK, block
     try:
         reduced = Reduced(x)
         found = [*reduced.channel_moments(), *reduced.patch_moments(side)]
     finally:
-        gauge.BLOCK = before
+        powers.BLOCK = before
     for got, expected in zip(found, wanted, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
 
@@ -67,8 +67,8 @@ class _Residual(nn.Module):
 def test_every_site_of_a_network(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = _Residual().double(), torch.randn(4, 2, 6, 6, dtype=torch.float64)
     reduced = []
-    plain = gauge._mean_powers
-    monkeypatch.setattr(gauge, "_mean_powers", lambda x: reduced.append(x.shape) or plain(x))
+    plain = gauge.mean_and_variance
+    monkeypatch.setattr(gauge, "mean_and_variance", lambda x: reduced.append(x.shape) or plain(x))
     matchers = _matchers(registry)
     found = Gauge(model, matchers)(images)
     expected = measure(model, [images])

@@ -69,10 +69,9 @@ def named(wanted: list[Matcher], targets: dict[str, Any]) -> dict[str, Tensor]:
 def engine_terms(
     model, matching: Matching, images: Tensor, uniforms: Tensor, fused: bool = True
 ) -> dict[str, Tensor]:
-    with Taps(model, matching.sites) as taps:
+    with Taps(model, matching.sites, matching.groups, fused) as taps:
         model(images)
-    statistics = matching.statistics_of(taps.activations(matching.groups, fused))
-    return matching.losses(statistics, uniforms)
+    return matching.losses(matching.statistics_of(taps.activations()), uniforms)
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -11,12 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gvbsm import taps
-from gvbsm.taps import BatchMoments, GroupedActivation, Taps
+from gvbsm.taps import Activation, BatchPowers, GroupedActivation, Taps
 from gvbsm_registry import GvbsmError
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def seen(x: Tensor, groups: int = 1) -> list[Activation]:
+    """What matchers see of x, group by group."""
+    whole = GroupedActivation(x, groups)
+    return [whole.group(index) for index in range(groups)]
 
 
 @pytest.mark.parametrize(
@@ -25,9 +31,14 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 )
 def test_moments_pass_gradcheck(shape, groups):
     def moments(x: Tensor) -> tuple[Tensor, ...]:
-        activation = GroupedActivation(x, groups)
-        patched = activation.patch_moments(2) if x.ndim == 4 else ()
-        return (*activation.channel_moments(), *patched)
+        return tuple(
+            moment
+            for activation in seen(x, groups)
+            for moment in (
+                *activation.channel_moments(),
+                *(activation.patch_moments(2) if x.ndim == 4 else ()),
+            )
+        )
 
     assert torch.autograd.gradcheck(moments, (randn(*shape).requires_grad_(),))
 
@@ -65,15 +76,13 @@ def definition(x: Tensor, side: int) -> dict[str, tuple[Tensor, Tensor]]:
 def test_moments_equal_the_definition_with_gradients(groups, batch, channels, height, width, side, seed):
     x = randn(groups * batch, channels, height, width, seed=seed).requires_grad_()
     y = x.detach().clone().requires_grad_()
-    activation = GroupedActivation(x, groups)
     ours, theirs = torch.zeros(()), torch.zeros(())
-    for index in range(groups):
-        seen = activation.group(index)
+    for index, activation in enumerate(seen(x, groups)):
         expected = definition(y[index * batch : (index + 1) * batch], side)
-        assert torch.equal(seen.tensor, x[index * batch : (index + 1) * batch])
+        assert torch.equal(activation.tensor, x[index * batch : (index + 1) * batch])
         for found, wanted in (
-            (seen.channel_moments(), expected["channel"]),
-            (seen.patch_moments(side), expected["patch"]),
+            (activation.channel_moments(), expected["channel"]),
+            (activation.patch_moments(side), expected["patch"]),
         ):
             for kind, (a, b) in enumerate(zip(found, wanted, strict=True)):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
@@ -88,9 +97,10 @@ def test_moments_equal_the_definition_with_gradients(groups, batch, channels, he
 def test_single_precision_where_the_mean_is_a_thousand_deviations(shape):
     x = (1000 + randn(*shape)).float().requires_grad_()
     wide = x.detach().double().requires_grad_()
+    (single,), (double,) = seen(x), seen(wide)
     for one, other in zip(
-        [*GroupedActivation(x, 1).channel_moments(), *GroupedActivation(x, 1).patch_moments(4)],
-        [*GroupedActivation(wide, 1).channel_moments(), *GroupedActivation(wide, 1).patch_moments(4)],
+        [*single.channel_moments(), *single.patch_moments(4)],
+        [*double.channel_moments(), *double.patch_moments(4)],
         strict=True,
     ):
         torch.testing.assert_close(one.double(), other, rtol=2e-4, atol=0)
@@ -103,18 +113,37 @@ def test_single_precision_where_the_mean_is_a_thousand_deviations(shape):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_reduces_in_single(dtype):
     x = randn(6, 3, 7, 7).to(dtype).requires_grad_()
-    mean, variance = GroupedActivation(x, 1).channel_moments()
+    mean, variance = seen(x)[0].channel_moments()
     assert mean.dtype == variance.dtype == torch.float32
-    torch.testing.assert_close(mean[0].double(), x.double().mean((0, 2, 3)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=0, atol=1e-6)
     variance.sum().backward()
     assert x.grad.dtype == dtype
 
 
 def test_flat_inputs_have_channel_moments():
     x = randn(6, 5)
-    mean, variance = GroupedActivation(x, 2).channel_moments()
-    torch.testing.assert_close(mean, x.reshape(2, 3, 5).mean(1))
-    torch.testing.assert_close(variance, x.reshape(2, 3, 5).var(1, unbiased=False))
+    for activation, rows in zip(seen(x, 2), x.split(3), strict=True):
+        mean, variance = activation.channel_moments()
+        torch.testing.assert_close(mean, rows.mean(0))
+        torch.testing.assert_close(variance, rows.var(0, unbiased=False))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 9, 9), (6, 2, 5, 3), (4, 3)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_plain_operations_give_the_same_about_any_centre(shape, groups):
+    x = (5 + randn(*shape)).requires_grad_()
+    centre = 4 + randn(shape[1], *[1 for _ in shape[2:]], seed=1)
+    plain = GroupedActivation(x, groups, fused=False, centre=centre)
+    for index, activation in enumerate(seen(x, groups)):
+        wanted, found = list(activation.channel_moments()), list(plain.group(index).channel_moments())
+        if len(shape) > 2:
+            wanted += activation.patch_moments(4)
+            found += plain.group(index).patch_moments(4)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+            weights = randn(*one.shape, seed=2)
+            grads = [torch.autograd.grad((m * weights).sum(), x, retain_graph=True)[0] for m in (one, other)]
+            torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
 
 
 class Shared(nn.Module):
@@ -136,21 +165,21 @@ def test_a_tensor_seen_by_several_sites_is_reduced_once(monkeypatch):
         @staticmethod
         def apply(*arguments: object) -> object:
             calls.append(arguments)
-            return BatchMoments.apply(*arguments)
+            return BatchPowers.apply(*arguments)
 
-    monkeypatch.setattr(taps, "BatchMoments", Counting)
-    tapped = Taps(model, ["norm", "left", "right"])
-    for most in (3, 1):  # once it is known what is asked for, a pass computes all of it together
+    monkeypatch.setattr(taps, "BatchPowers", Counting)
+    tapped = Taps(model, ["norm", "left", "right"], groups=2)
+    for _ in range(2):  # on demand, then beforehand
         calls.clear()
         with tapped:
             model(randn(4, 2, 5, 5))
-        found = tapped.activations(2)
+        found = tapped.activations()
         for site in found.values():
             for index in range(2):
                 site.group(index).channel_moments()
                 site.group(index).patch_moments(4)
                 site.group(index).patch_moments(2)
-        assert 1 <= len(calls) <= most
+        assert len(calls) == 1
         assert found["norm"] is found["left"] is found["right"]
 
 
