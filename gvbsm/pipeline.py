@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gvbsm import parallel
 from gvbsm import recipe as recipes
 from gvbsm.recipe import Recipe
 from gvbsm.report import after_run
@@ -44,6 +45,7 @@ def run(
     `store` is reused. report: whether to end with report.html and README.md.
     Raises GvbsmError for whatever the user can put right.
     """
+    parallel.start()
     if until not in STAGES:
         raise GvbsmError(f"unknown stage {until!r}; there are: {', '.join(STAGES)}")
     registry = discover() if registry is None else registry

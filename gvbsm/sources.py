@@ -47,7 +47,7 @@ class Source:
         """What the last linear layer sees, or the logits if there is none; float32 [n, D] on the CPU."""
         module, head = self._pretrained
         found = []
-        for images, _ in self._workspace.batches(self.train, FEATURE_BATCH, indices):
+        for images, _ in self._workspace.batches(self.train, indices.split(FEATURE_BATCH)):
             if not head:
                 found.append(module(images).flatten(1).cpu())
                 continue

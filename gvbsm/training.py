@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gvbsm import parallel
 from gvbsm.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -30,22 +31,24 @@ def fit(
 ) -> None:
     """Train `module` in place.
 
-    batches(epoch): yields (images, loss function of the logits). The learning rate follows `schedule` by
-    epoch. after(epoch, mean loss) is called at the end of every epoch, with the module in evaluation mode.
+    batches(epoch): yields (images, loss function of the logits), of this process's part of each batch where
+    several train together (see `gvbsm.parallel`). The learning rate follows `schedule` by epoch. after(epoch,
+    mean loss) is called at the end of every epoch, with the module in evaluation mode.
     """
+    trained = parallel.joined(module)
     base = [group["lr"] for group in optimizer.param_groups]
     for epoch in range(epochs):
         for group, rate in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = rate * schedule.factor(epoch, epochs)
-        module.train()
+        trained.train()
         total, count = torch.zeros(()), 0
         for images, loss_of in batches(epoch):
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(module(images))
+            loss = loss_of(trained(images))
             loss.backward()
             optimizer.step()
             total, count = total + loss.detach().cpu(), count + 1
-        module.eval()
+        trained.eval()
         after(epoch, float(total) / max(count, 1))
 
 
@@ -68,20 +71,33 @@ def fit_real(
     steps = -(-len(train) // section.batch)
 
     def batches(epoch: int) -> Iterable[Batch]:
-        order = torch.randperm(len(train), generator=generator)
-        for step, (images, labels) in enumerate(workspace.batches(train, section.batch, order)):
+        lots = lots_of(torch.randperm(len(train), generator=generator), section.batch)
+        parts = [parallel.mine(lot) for lot in lots]
+        for step, (images, labels) in enumerate(workspace.batches(train, parts)):
             progress(epoch * steps + step, section.epochs * steps)
-            if len(images) > 1:  # a lone image has no batch statistics to train BatchNorm with
-                view = section.augmentation.draw(len(images), train.side, generator)
-                yield view.apply(images), _hard_loss(labels)
+            index = parallel.mine(torch.arange(len(lots[step])))
+            view = section.augmentation.draw(len(lots[step]), train.side, generator).select(index)
+            yield view.apply(images), hard_loss(labels, len(lots[step]))
         progress((epoch + 1) * steps, section.epochs * steps)
 
     optimizer = sgd(module, section)
     fit(module, optimizer, section.schedule, section.epochs, batches, lambda epoch, loss: None)
 
 
-def _hard_loss(labels: Tensor) -> Loss:
-    return lambda logits: cross_entropy(logits, labels)
+def lots_of(order: Tensor, size: int) -> list[Tensor]:
+    """Split `order` into lots of `size`; a last one too small for BatchNorm joins the one before.
+
+    BatchNorm needs two images in each process.
+    """
+    lots = list(order.split(size))
+    if len(lots) > 1 and len(lots[-1]) < 2 * parallel.size():
+        lots[-2:] = [torch.cat(lots[-2:])]
+    return lots
+
+
+def hard_loss(labels: Tensor, whole: int) -> Loss:
+    """Return the cross-entropy with this process's labels of a batch of `whole`."""
+    return lambda logits: cross_entropy(logits, labels) * parallel.share(len(labels), whole)
 
 
 @torch.no_grad()
@@ -94,7 +110,9 @@ def predict(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tupl
 
 def test(workspace: Workspace, module: nn.Module) -> tuple[Tensor, Tensor]:
     """Return (predicted classes, labels), int64 [N] on the CPU, of the real test split."""
-    return predict(module, workspace.batches(workspace.test, TEST_BATCH))
+    return predict(
+        module, workspace.batches(workspace.test, torch.arange(len(workspace.test)).split(TEST_BATCH))
+    )
 
 
 def top1(workspace: Workspace, module: nn.Module) -> float:

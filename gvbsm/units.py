@@ -31,6 +31,7 @@ class Unit:
     depends: JSON values that, with stage and kind, determine the result: options, seed, keys of inputs.
     work: a module-level function (workspace, unit) to (tensors, meta).
     arguments: what `work` needs beside the workspace; picklable, and implied by `depends`.
+    shared: done by all processes that torchrun started together (see `gvbsm.parallel`); or by this one alone.
     """
 
     stage: str
@@ -40,6 +41,7 @@ class Unit:
     depends: dict[str, Any]
     work: Callable[[Workspace, Unit], Payload]
     arguments: dict[str, Any] = field(default_factory=dict)
+    shared: bool = False
 
     @property
     def key(self) -> str:
@@ -118,16 +120,14 @@ def inputs(arguments: object) -> Iterator[Unit]:
 
 def perform(workspace: Workspace, unit: Unit) -> dict[str, Any]:
     """Do one unit's work and write its artifact; return a summary (seconds, and what the work reports)."""
-    import torch
+    from gvbsm.parallel import together
 
     started = time.monotonic()
     if workspace.remote is not None:
         for needed in inputs(unit.arguments):
             fetch(workspace, needed)
     try:
-        with torch.random.fork_rng(devices=_devices(workspace)):
-            torch.manual_seed(unit.seed)
-            tensors, meta = unit.work(workspace, unit)
+        tensors, meta = together(seeded, workspace, unit) if unit.shared else seeded(workspace, unit)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -141,6 +141,15 @@ def perform(workspace: Workspace, unit: Unit) -> dict[str, Any]:
     if workspace.remote is not None:
         workspace.remote.push(unit.kind, unit.key, unit.path)
     return {"seconds": time.monotonic() - started, **summary}
+
+
+def seeded(workspace: Workspace, unit: Unit) -> Payload:
+    """Do a unit's work with torch's random numbers seeded by its key, and put them back afterwards."""
+    import torch
+
+    with torch.random.fork_rng(devices=_devices(workspace)):
+        torch.manual_seed(unit.seed)
+        return unit.work(workspace, unit)
 
 
 def out_of_memory(error: BaseException) -> bool:

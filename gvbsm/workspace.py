@@ -136,12 +136,8 @@ class Workspace:
         """A CPU generator seeded from the recipe's seed and `parts`."""
         return torch.Generator().manual_seed(seed_of(self.recipe.seed, *parts))
 
-    def batches(
-        self, split: Split, size: int, order: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (normalised images, labels) on the device, `size` at a time, in `order` (or as stored)."""
-        order = torch.arange(len(split)) if order is None else order
-        chunks = order.split(size)
+    def batches(self, split: Split, chunks: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (normalised images, labels) on the device, for each chunk of indices [n]."""
         if isinstance(split, TensorSplit) or split.in_memory:
             for chunk in chunks:
                 yield self.normalize(split.read(chunk)), split.labels[chunk].to(self.device)
@@ -178,7 +174,7 @@ class _Chunks(torch.utils.data.Dataset):
 
 
 class _Order(torch.utils.data.Sampler):
-    def __init__(self, chunks: tuple[Tensor, ...]) -> None:
+    def __init__(self, chunks: Sequence[Tensor]) -> None:
         self.chunks = chunks
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from gvbsm import parallel
 from gvbsm.distilled import LabelBlocks
 from gvbsm.recipe import Evaluation
-from gvbsm.training import Batch, Loss, accuracy, fit, fit_real, sgd, test
+from gvbsm.training import Batch, Loss, accuracy, fit, fit_real, hard_loss, lots_of, sgd, test
 from gvbsm.units import Payload, Unit, seed_of
 from gvbsm.workspace import Workspace
 from gvbsm_registry.artifacts import read
@@ -53,7 +53,9 @@ def units(workspace: Workspace, images: dict[str, Unit], labels: dict[str, list[
                 }
                 place = workspace.out / "units" / STAGE
                 name = f"{which}/{kind}{'' if augmented else ' plain'} {student.title} seed {seed}"
-                planned.append(Unit(STAGE, name, "accuracy", place, depends, train_student, arguments))
+                planned.append(
+                    Unit(STAGE, name, "accuracy", place, depends, train_student, arguments, shared=True)
+                )
     return planned
 
 
@@ -158,37 +160,27 @@ def _batches(
 
     def soft(epoch: int) -> Iterable[Batch]:
         labelled = blocks.epoch(epoch)
-        for index in _lots(torch.randperm(len(labels), generator=generator), recipe.evaluation.batch):
+        for lot in lots_of(torch.randperm(len(labels), generator=generator), recipe.evaluation.batch):
+            index = parallel.mine(lot)
             truth = labelled.views.truth(labels, index, classes, side)
-            loss = _soft_loss(
-                recipe.evaluation.objective, labelled.logits[index].to(device), truth.to(device)
-            )
+            logits = labelled.logits[index].to(device)
+            loss = _soft_loss(recipe.evaluation.objective, logits, truth.to(device), len(lot))
             yield labelled.views.apply(images, index), loss
 
     def hard(epoch: int) -> Iterable[Batch]:
-        for index in _lots(torch.randperm(len(labels), generator=generator), recipe.evaluation.batch):
+        for lot in lots_of(torch.randperm(len(labels), generator=generator), recipe.evaluation.batch):
+            index = parallel.mine(lot)
             seen = images[index]
             if unit.depends.get("augmented", True):
-                seen = recipe.relabel.augmentation.draw(len(index), side, generator).apply(seen)
-            yield seen, _hard_loss(labels[index].to(device))
+                view = recipe.relabel.augmentation.draw(len(lot), side, generator)
+                seen = view.select(parallel.mine(torch.arange(len(lot)))).apply(seen)
+            yield seen, hard_loss(labels[index].to(device), len(lot))
 
     return soft if unit.depends["labels"] == "soft" else hard
 
 
-def _lots(order: Tensor, size: int) -> Iterable[Tensor]:
-    """Split `order` into lots of `size`; a lone last image joins the lot before (BatchNorm needs two)."""
-    lots = list(order.split(size))
-    if len(lots) > 1 and len(lots[-1]) == 1:
-        lots[-2:] = [torch.cat(lots[-2:])]
-    return lots
-
-
-def _soft_loss(objective: Any, logits: Tensor, truth: Tensor) -> Loss:
-    return lambda output: objective.loss(output, logits, truth)
-
-
-def _hard_loss(labels: Tensor) -> Loss:
-    return lambda output: cross_entropy(output, labels)
+def _soft_loss(objective: Any, logits: Tensor, truth: Tensor, whole: int) -> Loss:
+    return lambda output: objective.loss(output, logits, truth) * parallel.share(len(logits), whole)
 
 
 def _record(workspace: Workspace, unit: Unit, curve: list[tuple[int, float]]) -> dict[str, Any]:

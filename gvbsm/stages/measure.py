@@ -110,11 +110,11 @@ def _sums(
     totals: dict[str, Tensor] = {}
     if first == last:
         return totals, seen
-    order = torch.cat(lots[first:last])
-    for images, _ in workspace.batches(train, section.batch, order):
+    total_images = sum(len(lot) for lot in lots[first:last])
+    for images, _ in workspace.batches(train, lots[first:last]):
         view = section.augmentation.draw(len(images), train.side, generator)
         for name, value in gauge(view.apply(images)).items():
             totals[name] = totals.get(name, torch.zeros_like(value)).add_(value, alpha=len(images))
         seen += len(images)
-        workspace.reporter.progress(f"measure {unit.name}", seen, len(order))
+        workspace.reporter.progress(f"measure {unit.name}", seen, total_images)
     return {name: total.cpu() for name, total in totals.items()}, seen

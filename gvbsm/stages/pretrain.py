@@ -45,6 +45,7 @@ def units(workspace: Workspace) -> list[Unit]:
             depends=depends,
             work=train_backbone,
             arguments={"index": index},
+            shared=True,
         )
         planned.append(unit)
     return planned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from gvbsm.optimisation import NotFinite, Optimisation, Rival, Told
 from gvbsm.recipe import Synthesis
 from gvbsm.sources import Source
 from gvbsm.stages import pretrain
-from gvbsm.units import Payload, Unit
+from gvbsm.units import Payload, Unit, out_of_memory
 from gvbsm.workspace import Workspace
 from gvbsm_registry import Artifact, GvbsmError, Step
 from gvbsm_registry.artifacts import write
@@ -102,34 +103,61 @@ def optimise(workspace: Workspace, unit: Unit) -> Payload:
     """Optimise a group of image batches; the artifact holds uint8 images [n, C, H, W], labels and ranks [n].
 
     Each batch's random stream is seeded by the recipe's seed and the batch's number alone, so that ablations
-    start from the same noise and grouping changes nothing. Raises GvbsmError if a loss or its gradient is
-    not finite, after writing the last good images beside the artifact.
+    start from the same noise and grouping changes nothing. A group that finds no memory is halved, as often
+    as need be. Raises GvbsmError if a loss or its gradient is not finite, after writing the last good images
+    beside the artifact.
     """
+    parts = _optimised(workspace, unit, range(len(unit.depends["batches"])))
+    tensors = dict(zip(("images", "labels", "ranks"), map(torch.cat, zip(*parts, strict=True)), strict=True))
+    return tensors, {"classes": list(workspace.classes)}
+
+
+def _optimised(workspace: Workspace, unit: Unit, places: range) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Optimise the unit's batches at `places`, together if memory allows; return images, labels and ranks."""
+    try:
+        return [_together(workspace, unit, places)]
+    except (MemoryError, RuntimeError) as error:
+        if len(places) == 1 or not out_of_memory(error):
+            raise
+    warnings.warn(
+        f"{unit.name}: {len(places)} image batches at once find no memory on {workspace.device}; halving "
+        "(set synthesis.group to start with fewer)",
+        stacklevel=2,
+    )
+    if workspace.device.type == "cuda":
+        torch.cuda.empty_cache()
+    middle = len(places) // 2
+    return [
+        *_optimised(workspace, unit, places[:middle]),
+        *_optimised(workspace, unit, places[middle:]),
+    ]
+
+
+def _together(workspace: Workspace, unit: Unit, places: range) -> tuple[Tensor, Tensor, Tensor]:
+    """Optimise the unit's batches at `places` in one forward pass a step."""
     section = workspace.recipe.synthesis
     source = Source(workspace, unit.arguments["backbones"][0])
-    generators = [workspace.generator(STAGE, number) for number in unit.depends["batches"]]
+    generators = [workspace.generator(STAGE, unit.depends["batches"][place]) for place in places]
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for (by_label, by_rank), generator in zip(unit.depends["members"], generators, strict=True):
-        labels, ranks = torch.tensor(by_label), torch.tensor(by_rank)
+    for place, generator in zip(places, generators, strict=True):
+        labels, ranks = (torch.tensor(part) for part in unit.depends["members"][place])
         parts.append((section.initializer.images(labels, ranks, source, generator), labels, ranks))
     start, labels, ranks = (torch.cat(part) for part in zip(*parts, strict=True))
-    tensors = {"labels": labels, "ranks": ranks}
     low, high = workspace.pixel_range()
     images = start.to(workspace.device).clamp(low, high)
     if section.iterations:
-        rivals = _rivals(workspace, unit)
+        rivals = _rivals(workspace, unit, len(places))
         order = workspace.generator(STAGE, "order")
-        place = labels.to(workspace.device)
-        loop = Optimisation(section, images, place, (low, high), rivals, generators, order)
+        on_device = labels.to(workspace.device)
+        loop = Optimisation(section, images, on_device, (low, high), rivals, generators, order)
         try:
             loop.run(*_watchers(workspace, unit))
         except NotFinite as error:
             last = unit.path.with_name(f"{unit.key}.last-good.safetensors")
-            good = {**tensors, "images": workspace.quantize(images.detach())}
+            good = {"images": workspace.quantize(images.detach()), "labels": labels, "ranks": ranks}
             write(last, Artifact("images", unit.key, good, {"classes": list(workspace.classes)}))
             raise GvbsmError(f"{unit.name}: {error}; the last good images are kept in {last}") from error
-    tensors["images"] = workspace.quantize(images.detach())
-    return tensors, {"classes": list(workspace.classes)}
+    return workspace.quantize(images.detach()), labels, ranks
 
 
 def _watchers(workspace: Workspace, unit: Unit) -> tuple[Told, Callable[[int, int], None]]:
@@ -141,7 +169,7 @@ def _watchers(workspace: Workspace, unit: Unit) -> tuple[Told, Callable[[int, in
     return tell, lambda done, total: reporter.progress(f"synthesize {unit.name}", done, total)
 
 
-def _rivals(workspace: Workspace, unit: Unit) -> list[Rival]:
+def _rivals(workspace: Workspace, unit: Unit, groups: int) -> list[Rival]:
     recipe = workspace.recipe
     section = recipe.synthesis
     statistics = unit.arguments["statistics"] or [None] * len(recipe.backbones)
@@ -155,8 +183,7 @@ def _rivals(workspace: Workspace, unit: Unit) -> list[Rival]:
             artifact = measured.read()
             workspace.check(artifact, str(measured.path))
             targets = artifact.tensors
-        count = len(unit.depends["batches"])
-        matching = Matching(module, section.matchers, targets, count, section.average_start)
+        matching = Matching(module, section.matchers, targets, groups, section.average_start)
         compiled = pays(section, len(recipe.backbones)) if section.compile == "auto" else section.compile
         observer = Observer(module, matching, bool(compiled), section.precision)
         rivals.append(Rival(planned.name, observer, backbone.match_weight))

@@ -24,8 +24,10 @@ import torch
 from cli_helpers import artifacts, done, events, invoke, leftovers, meaning, product
 
 from gvbsm import units
+from gvbsm.observing import Observer
 from gvbsm_plugins.regularizers import gvbsm_components
 from gvbsm_registry import Regularizer
+from gvbsm_registry.artifacts import read
 
 FAULTS = int(os.environ.get("FAULTS", "3"))
 TABLE: list[str] = []
@@ -229,6 +231,30 @@ def test_a_unit_that_fails(
 
 def product_without_last_good(out: Path) -> dict[str, Any]:
     return {name: what for name, what in product(out).items() if "last-good" not in name}
+
+
+@pytest.mark.filterwarnings("ignore:.*halving")
+def test_a_group_that_finds_no_memory_is_halved(
+    tiny: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five batches of four images; only five images at a time find room, in the first step or later."""
+    sizes: list[int] = []
+    observe = Observer.observe
+
+    def little_room(self: Observer, images: torch.Tensor, uniforms: torch.Tensor) -> Any:
+        sizes.append(len(images))
+        if len(images) > 5 and len(sizes) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return observe(self, images, uniforms)
+
+    monkeypatch.setattr(Observer, "observe", little_room)
+    done("run", tiny, *paths(tmp_path), "--set", "synthesis.group=5", "--quiet")
+    assert list(dict.fromkeys(sizes)) == [20, 8, 4, 12]
+    whole, alone = (
+        read(folder / "out" / "distilled" / "images.safetensors") for folder in (tmp_path, finished)
+    )
+    assert torch.equal(whole.tensors["images"], alone.tensors["images"])
+    tell("a group of image batches that finds no memory", 1, "halved until it does; images equal to the bit")
 
 
 def test_out_of_memory_is_told_from_other_errors() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from gvbsm_plugins.datasets.folder_index import kept_listing
 from gvbsm_plugins.datasets.opening import Form, PictureDataset
 from gvbsm_plugins.datasets.paths import (
     Listing,
@@ -49,8 +51,13 @@ class ImageFolder(PictureDataset):
         train, test = _split_folders(root)
         folder, classes = (train if split == "train" else test), class_folders(train)
         _check_classes(train, classes, test, class_folders(test))
-        listing = list_classes(
-            folder, classes if split == "train" else class_folders(folder), self.skip_broken
+        chosen = classes if split == "train" else class_folders(folder)
+        listing = kept_listing(
+            folder,
+            chosen,
+            self.skip_broken,
+            cache,
+            partial(list_classes, folder, chosen, self.skip_broken),
         )
         form = Form(self.side or self._first_side(train, classes), self.channels, self.skip_broken)
         return self._open(listing, list(classes), form, cache, printable(os.path.abspath(folder)))

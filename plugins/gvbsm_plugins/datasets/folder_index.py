@@ -1,0 +1,94 @@
+"""Keeps the listing of an image folder so large that listing it takes long."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gvbsm_plugins.datasets.paths import Listing
+from gvbsm_registry import Artifact, GvbsmError, artifacts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LARGE = 100_000
+"""Pictures from which on a listing is kept. Smaller folders are listed anew by every run."""
+
+SETTLED = 2_000_000_000
+"""Nanoseconds for which a folder must have been left alone: a later change has another time for certain."""
+
+
+def kept_listing(
+    folder: Path, classes: Mapping[str, str], skip_broken: bool, cache: Path, make: Callable[[], Listing]
+) -> Listing:
+    """Return the listing that `make` makes, or the one kept if no folder below `folder` changed since.
+
+    A picture that is overwritten in place changes no folder, and goes unnoticed; `touch` its folder.
+    """
+    place = os.path.abspath(folder)
+    key = artifacts.digest(["folder", place, list(classes.items()), skip_broken])
+    path = cache / f"folder-{key[:24]}.safetensors"
+    if (found := _kept(path, key, folder)) is not None:
+        return found
+    began = time.time_ns()
+    listing = make()
+    if len(listing) >= LARGE:
+        stamps = _stamps(folder)
+        if max(stamps.values()) < began - SETTLED:
+            _keep(path, key, listing, stamps)
+    return listing
+
+
+def _stamps(folder: Path) -> dict[str, int]:
+    """Return the time of change, in nanoseconds, of every folder at and below `folder`, by relative path."""
+    found = {}
+    for where, below, _ in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        found[os.path.relpath(where, folder)] = os.stat(where).st_mtime_ns
+    return found
+
+
+def _kept(path: Path, key: str, folder: Path) -> Listing | None:
+    if not path.exists():
+        return None
+    try:
+        artifact = artifacts.read(path, "folder")
+        if artifact.key != key:
+            return None
+        names = _joined(artifact.tensors["folders"])
+        stamps = dict(zip(names, artifact.tensors["changed"].tolist(), strict=True))
+        if any(os.stat(folder / name).st_mtime_ns != changed for name, changed in stamps.items()):
+            return None
+    except (GvbsmError, OSError, KeyError, ValueError):
+        return None  # a broken cache file is made anew
+    tensors = artifact.tensors
+    return Listing(
+        os.fspath(folder),
+        tensors["names"].numpy().tobytes(),
+        tensors["ends"].numpy(),
+        tensors["labels"],
+        artifact.meta["listing"],
+    )
+
+
+def _joined(names: Tensor) -> list[str]:
+    """Return names that were stored joined by NUL, which no path holds."""
+    return os.fsdecode(names.numpy().tobytes()).split("\0")
+
+
+def _keep(path: Path, key: str, listing: Listing, stamps: dict[str, int]) -> None:
+    import torch
+
+    tensors = {
+        "names": torch.frombuffer(bytearray(listing.names), dtype=torch.uint8),
+        "ends": torch.from_numpy(listing.ends),
+        "labels": listing.labels,
+        "folders": torch.frombuffer(bytearray(os.fsencode("\0".join(stamps))), dtype=torch.uint8),
+        "changed": torch.tensor(list(stamps.values())),
+    }
+    with contextlib.suppress(GvbsmError):  # the cache only saves time
+        artifacts.write(path, Artifact("folder", key, tensors, {"listing": listing.digest}))
