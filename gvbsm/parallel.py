@@ -9,6 +9,7 @@ torch can't, each process has those of its own images).
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,7 +42,7 @@ def start() -> None:
         work, arguments = job
         with suppress(GvbsmError):  # rank 0 has the same to say, and says it
             work(*arguments)
-    dist.destroy_process_group()
+    _leave()
     raise SystemExit(0)
 
 
@@ -55,7 +56,14 @@ def _told(job: Any) -> Any:
 def _end() -> None:
     with suppress(RuntimeError):  # where a follower died, torchrun tells
         _told(None)
+    _leave()
+
+
+def _leave() -> None:
+    """Let go of the group and of all that hold it: its threads must have ended when the process does."""
+    gc.collect()
     dist.destroy_process_group()
+    gc.collect()
 
 
 def together(work: Callable[..., Result], *arguments: Any) -> Result:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from venvs import ROOT, Venv, wheel
 
+from gvbsm import recipe_reference
 from gvbsm_registry import reference
 
 BLOCK = re.compile(r"^```(\w*)[ ]*(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -86,11 +87,18 @@ def test_every_fence_is_a_block_that_can_be_run() -> None:
     assert {language for language, _, _ in blocks(TUTORIAL)} <= {"console", "python", "toml"}
 
 
-def test_the_reference_is_current() -> None:
-    path = ROOT / "docs" / "reference.md"
-    assert path.read_text(encoding="utf-8") == reference.markdown(), (
-        f"docs/reference.md is not what the code says; make it anew:\n    {Path(sys.executable).name} "
-        "-m gvbsm_registry.reference > docs/reference.md"
+@pytest.mark.parametrize(
+    ("name", "module", "text"),
+    [
+        ("reference.md", "gvbsm_registry.reference", reference.markdown),
+        ("recipes.md", "gvbsm.recipe_reference", recipe_reference.reference),
+    ],
+)
+def test_the_references_are_current(name: str, module: str, text: Callable[[], str]) -> None:
+    path = ROOT / "docs" / name
+    assert path.read_text(encoding="utf-8") == text(), (
+        f"docs/{name} is not what the code says; make it anew:\n    {Path(sys.executable).name} "
+        f"-m {module} > docs/{name}"
     )
 
 
