@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from benchmarks.textbook import Targets, TextbookStep, measure
 from gvbsm.matching import Matching, target_name
-from gvbsm.observing import Observer, Precision
+from gvbsm.observing import Observer, Precision, laid_out
 from gvbsm.options import parse_component
 from gvbsm.trial import calibrate
 from gvbsm_registry import Backbone, Matcher, Registry, Regularizer, discover
@@ -78,7 +78,7 @@ class Setting:
         density = self.registry.create(Regularizer, "dd")
         compiled = variant == "compiled"
         matched = matching_loss(
-            copy.deepcopy(self.model), matchers, measured, self.labels, compiled, precision
+            laid_out(copy.deepcopy(self.model)), matchers, measured, self.labels, compiled, precision
         )
         return lambda images: matched(images) + density.weight * density.loss(images, self.labels)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gvbsm.distilled import DistilledDataset
+from gvbsm import training
 from gvbsm.stages import evaluate, pretrain
 from gvbsm.units import seed_of
 
@@ -154,8 +155,8 @@ def test_pretraining_equals_a_plain_loop(make_workspace, stages, streamed, tmp_p
 
 
 def test_a_lone_last_image_joins_the_batch_before():
-    lots = evaluate._lots(torch.arange(9), 4)
+    lots = training.lots_of(torch.arange(9), 4)
     assert [len(lot) for lot in lots] == [4, 5]
     assert torch.cat(list(lots)).tolist() == list(range(9))
-    assert [len(lot) for lot in evaluate._lots(torch.arange(8), 4)] == [4, 4]
-    assert [len(lot) for lot in evaluate._lots(torch.arange(1), 4)] == [1]
+    assert [len(lot) for lot in training.lots_of(torch.arange(8), 4)] == [4, 4]
+    assert [len(lot) for lot in training.lots_of(torch.arange(1), 4)] == [1]
