@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS_TEST := test
-EXTRAS_CHECK := check,ray,huggingface,tensorboard
+EXTRAS_CHECK := check,ray,s3,huggingface,tensorboard
 
 .PHONY: demo test check lint faults clean
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gvbsm.distilled import DistilledDataset
 from gvbsm import training
-from gvbsm.stages import evaluate, pretrain
+from gvbsm.distilled import DistilledDataset
+from gvbsm.stages import pretrain
 from gvbsm.units import seed_of
 
 

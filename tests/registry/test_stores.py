@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,27 @@ from gvbsm_registry.stores import RemoteStore, is_url
 KEY, OTHER = "a" * 64, "b" * 64
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """A bucket of an S3 server on this machine, in memory; skips where s3fs or moto is not installed."""
+    s3fs, server = pytest.importorskip("s3fs"), pytest.importorskip("moto.server")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield "s3://bucket"
+    running.stop()
+
+
+@pytest.fixture(params=["file", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteStore:
+    if request.param == "s3":
+        return RemoteStore(f"{request.getfixturevalue('bucket')}{tmp_path}/store")
     if request.param == "file":
         return RemoteStore(f"file://{tmp_path}/store")
     return RemoteStore(f"memory://{tmp_path}/store")
