@@ -33,8 +33,8 @@ def inference(workspace: Workspace, backbone: Unit, seed: int) -> Callable[[], N
     def work() -> None:
         module = pretrain.load(workspace, backbone)
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(train), generator=generator)
-        for images, _ in workspace.batches(train, section.batch, order):
+        lots = torch.randperm(len(train), generator=generator).split(section.batch)
+        for images, _ in workspace.batches(train, lots):
             view = section.augmentation.draw(len(images), train.side, generator)
             module(view.apply(images))
 
