@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gvbsm.labels import codec_of, logits_of, views_of
+from gvbsm.normalized import Normalized
 from gvbsm.views import EpochViews
 from gvbsm_registry import Artifact, Codec, GvbsmError
 from gvbsm_registry.artifacts import peek, read
@@ -93,7 +94,7 @@ class DistilledDataset(torch.utils.data.Dataset):
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield an epoch as (views [n, C, H, W], logits [n, K], truth [n, K]), shuffled by `generator`."""
         labelled = self.epoch(epoch)
-        images = self.normalized()
+        images = Normalized(self.images, self._normalize)
         order = torch.randperm(len(self), generator=generator) if generator else torch.arange(len(self))
         for index in order.split(size):
             truth = labelled.views.truth(self.labels, index, len(self.classes), images.shape[-1])

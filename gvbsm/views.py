@@ -12,6 +12,7 @@ from torch.nn.functional import one_hot
 from gvbsm_registry import View
 
 if TYPE_CHECKING:
+    from gvbsm.normalized import Normalized
     from gvbsm_registry import Augmentation
 
 
@@ -28,11 +29,11 @@ class EpochViews:
     partners: Tensor
     boxes: Tensor
 
-    def apply(self, images: Tensor, index: Tensor) -> Tensor:
+    def apply(self, images: Tensor | Normalized, index: Tensor) -> Tensor:
         """Return the views at `index`, int64 [n], of all N `images` [N, C, H, W]: float [n, C, H, W]."""
         side = images.shape[-1]
         own = self.view.select(index).apply(images[index])
-        inside = self._inside(index, side).to(images.device)
+        inside = self._inside(index, side).to(own.device)
         if not bool(inside.any()):
             return own
         partners = self.partners[index]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gvbsm import parallel
 from gvbsm.distilled import LabelBlocks
+from gvbsm.normalized import Normalized
 from gvbsm.recipe import Evaluation
 from gvbsm.training import Batch, Loss, accuracy, fit, fit_real, hard_loss, lots_of, sgd, test
 from gvbsm.units import Payload, Unit, seed_of
@@ -153,7 +154,8 @@ def _batches(
     path = unit.arguments["images"].path
     artifact = read(path, "distilled")
     workspace.check(artifact, str(path))
-    images, labels = workspace.normalize(artifact.tensors["images"]), artifact.tensors["labels"]
+    images = Normalized(artifact.tensors["images"], workspace.normalize)
+    labels = artifact.tensors["labels"]
     blocks = LabelBlocks(path.parent, artifact.key)
     classes, side = len(workspace.classes), images.shape[-1]
     device = workspace.device

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gvbsm.labels import LAYOUT, pack
+from gvbsm.normalized import Normalized
 from gvbsm.recipe import Relabel
 from gvbsm.stages import pretrain
 from gvbsm.units import Payload, Unit
@@ -59,7 +60,7 @@ def label_block(workspace: Workspace, unit: Unit) -> Payload:
     """
     artifact = read(unit.arguments["images"].path, "distilled")
     workspace.check(artifact, str(unit.arguments["images"].path))
-    images = workspace.normalize(artifact.tensors["images"])
+    images = Normalized(artifact.tensors["images"], workspace.normalize)
     modules = [pretrain.load(workspace, planned) for planned in unit.arguments["backbones"]]
     first, count = unit.depends["first_epoch"], unit.depends["epochs"]
     views: list[EpochViews] = []
@@ -89,9 +90,9 @@ def label_block(workspace: Workspace, unit: Unit) -> Payload:
 
 @torch.no_grad()
 def label_epoch(
-    workspace: Workspace, images: Tensor, modules: list[nn.Module], generator: torch.Generator
+    workspace: Workspace, images: Normalized, modules: list[nn.Module], generator: torch.Generator
 ) -> tuple[EpochViews, Tensor]:
-    """Draw one epoch's views of `images`, normalised float [N, C, H, W]; label them, float32 [N, K]."""
+    """Draw one epoch's views of N images; label them, float32 [N, K]."""
     section = workspace.recipe.relabel
     groups = torch.randperm(len(images), generator=generator).split(section.batch)
     views: EpochViews = draw(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import functional as reference
 
+from gvbsm import normalized
 from gvbsm import views as views_module
 from gvbsm.views import EpochViews, draw
 from gvbsm_registry import Augmentation
@@ -157,3 +158,23 @@ def test_shares_are_drawn_from_beta(alpha, variance):
     assert bool(((drawn >= 0) & (drawn <= 1)).all())
     assert float(drawn.mean()) == pytest.approx(0.5, abs=0.03)
     assert float(drawn.var()) == pytest.approx(variance, rel=0.1)
+
+
+def test_a_set_too_large_for_floats_is_normalised_as_it_is_read(registry, monkeypatch):
+    monkeypatch.setattr(normalized, "AT_ONCE", 100)
+    images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8, generator=generator(0))
+    asked = []
+
+    def normalize(part):
+        asked.append(len(part))
+        return part.float() / 255 - 0.5
+
+    lazily = normalized.Normalized(images, normalize)
+    assert asked == []
+    index = torch.tensor([5, 0, 2])
+    assert torch.equal(lazily[index], images[index].float() / 255 - 0.5)
+    augmentation = registry.create(Augmentation, "resized_crop")
+    views = draw(augmentation, (torch.arange(6),), 8, 1.0, 1.0, generator(1))
+    whole = views.apply(images.float() / 255 - 0.5, index)
+    assert torch.equal(views.apply(lazily, index), whole)
+    assert max(asked) == 3

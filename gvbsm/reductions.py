@@ -1,0 +1,130 @@
+"""Reductions of activations that gradients go through: fused for speed, or plain for a compiler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gvbsm.powers import (
+    CHANNELS,
+    Moments,
+    averaged,
+    channels_last,
+    mean_and_variance,
+    powers_of,
+    spread,
+)
+
+
+class BatchPowers(torch.autograd.Function):
+    """Reduce G batches [G·B, C, *space] to E[x] and E[x²] over the batch at each position: [2·G, C, *space].
+
+    What is stored for E[x²] is the variance, so that no precision is lost where the mean is large; `Averages`
+    knows. Gradients that come back are those of E[x] and E[x²] all the same: with them, the gradient in x is
+    one fused multiply-add over the activation, dL/dx = (dL/dE[x] + 2 x dL/dE[x²]) / B.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, batch: Tensor, groups: int) -> Tensor:
+        ctx.save_for_backward(batch)
+        return mean_and_variance(batch, groups)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (batch,) = ctx.saved_tensors
+        offset, slope = grads[0].chunk(2)
+        wide = batch.to(offset.dtype)
+        if len(offset) == 1:
+            return torch.addcmul(offset, wide, slope, value=2).to(batch.dtype), None
+        by_group = wide.unflatten(0, (len(offset), -1))
+        grad = torch.addcmul(offset.unsqueeze(1), by_group, slope.unsqueeze(1), value=2)
+        return grad.flatten(0, 1).to(batch.dtype), None
+
+
+class Averages(torch.autograd.Function):
+    """Average the maps of several sites, [2·G, C, *space] each from BatchPowers, by channel and by patch.
+
+    sides: of the patches, CHANNELS among them. Returns for each side float64 [2·G, D], E[x] and E[x²] of all
+    sites in turn. Backward: the maps' gradients, divided by the batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sides: list[int], batch: int, *maps: Tensor) -> tuple[Tensor, ...]:
+        ctx.sides, ctx.batch = sides, batch
+        ctx.dtype, ctx.last = maps[0].dtype, channels_last(maps[0])
+        ctx.counts, ctx.space = [part.shape[1] for part in maps], maps[0].shape[2:]
+        powers = powers_of(torch.cat(maps, 1))
+        return tuple(averaged(powers, side, ctx.counts) for side in sides)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        counts, sites = ctx.counts, len(ctx.counts)
+        channels = grads[0].new_zeros(1, sum(counts), dtype=ctx.dtype)
+        positions = grads[0].new_zeros(1, sites, *ctx.space, dtype=ctx.dtype)
+        channel_count = channels.new_tensor(counts)
+        for side, grad in zip(ctx.sides, grads, strict=True):
+            share = grad.to(ctx.dtype) / ctx.batch
+            if side == CHANNELS:
+                channels = share / math.prod(ctx.space)
+            else:
+                by_site = share.unflatten(1, (sites, -1)) / channel_count[:, None]
+                positions = positions + spread(by_site, side, ctx.space)
+        by_position = positions.unsqueeze(2).unbind(1)
+        by_channel = channels.reshape(*channels.shape, *(1 for _ in ctx.space)).split(counts, 1)
+        if ctx.last:
+            sums = [
+                torch.add(c.movedim(1, -1), p.movedim(1, -1)).movedim(-1, 1)
+                for c, p in zip(by_channel, by_position, strict=True)
+            ]
+        else:
+            sums = [c + p for c, p in zip(by_channel, by_position, strict=True)]
+        return None, None, *sums
+
+
+def plain_moments(batch: Tensor, sides: Sequence[int], centre: Tensor | None) -> dict[int, Moments]:
+    """Return mean and biased variance of [G, B, C, *space] by side, [G, C] or [G, ⌈H/side⌉, ⌈W/side⌉] each.
+
+    In plain operations, which a compiler fuses into those around: the moments are taken about constants, so
+    that the gradient of each is one multiply-add. centre: a constant near the channels' means, [C, 1, …],
+    without which float32 loses precision where a mean is many deviations.
+    """
+    wide = batch if batch.dtype == torch.float64 else batch.float()
+    if centre is None:
+        centre = wide.new_zeros((wide.shape[2],) + (1,) * (wide.ndim - 3))
+    deviation = wide - centre
+    first, second = deviation.mean(1), deviation.square().mean(1)
+    found = {}
+    for side in sides:
+        if side == CHANNELS:
+            mean, square = (
+                power.flatten(2).mean(2) if power.ndim > 2 else power for power in (first, second)
+            )
+            offset = centre.flatten()
+        else:
+            offset = centre.mean()
+            apart = centre - offset
+            mean, square = _pooled(first + apart, side), _pooled(second + 2 * apart * first + apart**2, side)
+        found[side] = mean + offset, (square - mean.square()).clamp(min=0)
+    return found
+
+
+def _pooled(maps: Tensor, side: int) -> Tensor:
+    """Average [G, C, H, W] by patch, [G, ⌈H/side⌉, ⌈W/side⌉], in views, which a compiler can fuse.
+
+    Patches at the lower and right border may hold fewer pixels.
+    """
+    average = maps.mean(1)
+    for axis in (-2, -1):
+        size = average.shape[axis]
+        whole = size // side * side
+        cut = average.narrow(axis, 0, whole).unflatten(axis, (whole // side, side))
+        cut = cut.mean(axis if axis == -1 else -2)
+        if whole < size:
+            rest = average.narrow(axis, whole, size - whole).mean(axis, keepdim=True)
+            cut = torch.cat([cut, rest], axis)
+        average = cut
+    return average
