@@ -121,8 +121,7 @@ def _pooled(maps: Tensor, side: int) -> Tensor:
     for axis in (-2, -1):
         size = average.shape[axis]
         whole = size // side * side
-        cut = average.narrow(axis, 0, whole).unflatten(axis, (whole // side, side))
-        cut = cut.mean(axis if axis == -1 else -2)
+        cut = average.narrow(axis, 0, whole).unflatten(axis, (whole // side, side)).mean(axis)
         if whole < size:
             rest = average.narrow(axis, whole, size - whole).mean(axis, keepdim=True)
             cut = torch.cat([cut, rest], axis)

@@ -14,7 +14,7 @@ from gvbsm.workspace import Workspace
 
 if TYPE_CHECKING:
     from gvbsm.recipe import Evaluation, Pretrain
-    from gvbsm_registry import Schedule
+    from gvbsm_registry import Augmentation, Schedule, View
 
 TEST_BATCH = 500
 Loss = Callable[[Tensor], Tensor]
@@ -75,9 +75,9 @@ def fit_real(
         parts = [parallel.mine(lot) for lot in lots]
         for step, (images, labels) in enumerate(workspace.batches(train, parts)):
             progress(epoch * steps + step, section.epochs * steps)
-            index = parallel.mine(torch.arange(len(lots[step])))
-            view = section.augmentation.draw(len(lots[step]), train.side, generator).select(index)
-            yield view.apply(images), hard_loss(labels, len(lots[step]))
+            size = len(lots[step])
+            view = own_view(section.augmentation, size, train.side, generator)
+            yield view.apply(images), hard_loss(labels, size)
         progress((epoch + 1) * steps, section.epochs * steps)
 
     optimizer = sgd(module, section)
@@ -93,6 +93,12 @@ def lots_of(order: Tensor, size: int) -> list[Tensor]:
     if len(lots) > 1 and len(lots[-1]) < 2 * parallel.size():
         lots[-2:] = [torch.cat(lots[-2:])]
     return lots
+
+
+def own_view(augmentation: Augmentation, size: int, side: int, generator: torch.Generator) -> View:
+    """Draw the views of a batch of `size`, as all processes do; return those of this one's images."""
+    view = augmentation.draw(size, side, generator)
+    return view if parallel.size() == 1 else view.select(parallel.mine(torch.arange(size)))
 
 
 def hard_loss(labels: Tensor, whole: int) -> Loss:

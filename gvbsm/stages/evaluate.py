@@ -12,7 +12,7 @@ from gvbsm import parallel
 from gvbsm.distilled import LabelBlocks
 from gvbsm.normalized import Normalized
 from gvbsm.recipe import Evaluation
-from gvbsm.training import Batch, Loss, accuracy, fit, fit_real, hard_loss, lots_of, sgd, test
+from gvbsm.training import Batch, Loss, accuracy, fit, fit_real, hard_loss, lots_of, own_view, sgd, test
 from gvbsm.units import Payload, Unit, seed_of
 from gvbsm.workspace import Workspace
 from gvbsm_registry.artifacts import read
@@ -174,8 +174,7 @@ def _batches(
             index = parallel.mine(lot)
             seen = images[index]
             if unit.depends.get("augmented", True):
-                view = recipe.relabel.augmentation.draw(len(lot), side, generator)
-                seen = view.select(parallel.mine(torch.arange(len(lot)))).apply(seen)
+                seen = own_view(recipe.relabel.augmentation, len(lot), side, generator).apply(seen)
             yield seen, hard_loss(labels[index].to(device), len(lot))
 
     return soft if unit.depends["labels"] == "soft" else hard

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gvbsm_plugins.datasets.kept import keep, kept
 from gvbsm_plugins.datasets.paths import Listing
-from gvbsm_registry import Artifact, GvbsmError, artifacts
+from gvbsm_registry import Artifact, artifacts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ def kept_listing(
     place = os.path.abspath(folder)
     key = artifacts.digest(["folder", place, list(classes.items()), skip_broken])
     path = cache / f"folder-{key[:24]}.safetensors"
-    if (found := _kept(path, key, folder)) is not None:
+    if (found := _unchanged(path, key, folder)) is not None:
         return found
     began = time.time_ns()
     listing = make()
@@ -52,30 +52,28 @@ def _stamps(folder: Path) -> dict[str, int]:
     return found
 
 
-def _kept(path: Path, key: str, folder: Path) -> Listing | None:
-    if not path.exists():
+def _unchanged(path: Path, key: str, folder: Path) -> Listing | None:
+    """Return the kept listing if there is one and no folder has changed since."""
+    artifact = kept(path, "folder", key)
+    if artifact is None:
         return None
-    try:
-        artifact = artifacts.read(path, "folder")
-        if artifact.key != key:
-            return None
-        names = _joined(artifact.tensors["folders"])
-        stamps = dict(zip(names, artifact.tensors["changed"].tolist(), strict=True))
-        if any(os.stat(folder / name).st_mtime_ns != changed for name, changed in stamps.items()):
-            return None
-    except (GvbsmError, OSError, KeyError, ValueError):
-        return None  # a broken cache file is made anew
     tensors = artifact.tensors
-    return Listing(
-        os.fspath(folder),
-        tensors["names"].numpy().tobytes(),
-        tensors["ends"].numpy(),
-        tensors["labels"],
-        artifact.meta["listing"],
-    )
+    try:
+        stamps = zip(_split(tensors["folders"]), tensors["changed"].tolist(), strict=True)
+        if any(os.stat(folder / name).st_mtime_ns != changed for name, changed in stamps):
+            return None
+        return Listing(
+            os.fspath(folder),
+            tensors["names"].numpy().tobytes(),
+            tensors["ends"].numpy(),
+            tensors["labels"],
+            artifact.meta["listing"],
+        )
+    except (OSError, KeyError, ValueError):
+        return None  # a folder is gone, or another version wrote the file
 
 
-def _joined(names: Tensor) -> list[str]:
+def _split(names: Tensor) -> list[str]:
     """Return names that were stored joined by NUL, which no path holds."""
     return os.fsdecode(names.numpy().tobytes()).split("\0")
 
@@ -90,5 +88,4 @@ def _keep(path: Path, key: str, listing: Listing, stamps: dict[str, int]) -> Non
         "folders": torch.frombuffer(bytearray(os.fsencode("\0".join(stamps))), dtype=torch.uint8),
         "changed": torch.tensor(list(stamps.values())),
     }
-    with contextlib.suppress(GvbsmError):  # the cache only saves time
-        artifacts.write(path, Artifact("folder", key, tensors, {"listing": listing.digest}))
+    keep(path, Artifact("folder", key, tensors, {"listing": listing.digest}))

@@ -49,16 +49,11 @@ class ImageFolder(PictureDataset):
         """
         root = existing_folder(self.root, self.name)
         train, test = _split_folders(root)
-        folder, classes = (train if split == "train" else test), class_folders(train)
-        _check_classes(train, classes, test, class_folders(test))
-        chosen = classes if split == "train" else class_folders(folder)
-        listing = kept_listing(
-            folder,
-            chosen,
-            self.skip_broken,
-            cache,
-            partial(list_classes, folder, chosen, self.skip_broken),
-        )
+        classes, in_test = class_folders(train), class_folders(test)
+        _check_classes(train, classes, test, in_test)
+        folder, chosen = (train, classes) if split == "train" else (test, in_test)
+        make = partial(list_classes, folder, chosen, self.skip_broken)
+        listing = kept_listing(folder, chosen, self.skip_broken, cache, make)
         form = Form(self.side or self._first_side(train, classes), self.channels, self.skip_broken)
         return self._open(listing, list(classes), form, cache, printable(os.path.abspath(folder)))
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field
 
+from gvbsm_plugins.datasets.kept import keep, kept
 from gvbsm_plugins.datasets.pictures import BrokenPictureError, decode
 from gvbsm_registry import Artifact, Dataset, GvbsmError, Split, TensorSplit, artifacts
 
@@ -123,7 +124,7 @@ def _in_memory(
         images = torch.empty(shape, dtype=torch.uint8)
         intact = _decode_all(pictures, form, images.numpy())
         tensors = {"images": images[intact] if not intact.all() else images, "intact": intact}
-        _keep(path, Artifact("pixels", key, tensors, {"provenance": {"from": origin}}))
+        keep(path, Artifact("pixels", key, tensors, {"provenance": {"from": origin}}))
     intact = tensors["intact"]
     labels = pictures.labels[intact]
     _check_left(pictures, intact, labels, classes, origin)
@@ -141,7 +142,7 @@ def _streaming(
     tensors = _cached(path, "intact", key)
     if tensors is None or tuple(tensors["intact"].shape) != (len(pictures),):
         tensors = {"intact": _decode_all(pictures, form, None)}
-        _keep(path, Artifact("intact", key, tensors, {"provenance": {"from": origin}}))
+        keep(path, Artifact("intact", key, tensors, {"provenance": {"from": origin}}))
     intact = tensors["intact"]
     _check_left(pictures, intact, pictures.labels[intact], classes, origin)
     chosen = None if bool(intact.all()) else intact.nonzero().flatten()
@@ -156,23 +157,8 @@ def _key(pictures: Pictures, classes: tuple[str, ...], form: Form, origin: str) 
 
 
 def _cached(path: Path, kind: str, key: str) -> dict[str, Tensor] | None:
-    """Return the tensors of a cache file, or None if there is none that can be used."""
-    if not path.exists():
-        return None
-    try:
-        artifact = artifacts.read(path, kind)
-    except GvbsmError as error:
-        log.warning("%s (made anew now)", error)
-        return None
-    return artifact.tensors if artifact.key == key and "intact" in artifact.tensors else None
-
-
-def _keep(path: Path, artifact: Artifact) -> None:
-    try:
-        artifacts.write(path, artifact)
-    except GvbsmError as error:
-        # The cache only saves time; a run on a read-only or full store still has its data.
-        log.warning("%s (going on without a cache file)", error)
+    artifact = kept(path, kind, key)
+    return artifact.tensors if artifact is not None and "intact" in artifact.tensors else None
 
 
 def _fits(tensors: dict[str, Tensor], shape: tuple[int, ...]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import tarfile
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from gvbsm_plugins.datasets.kept import keep, kept
 from gvbsm_plugins.datasets.opening import Form, PictureDataset
 from gvbsm_plugins.datasets.paths import SUFFIXES, existing_folder, printable
 from gvbsm_plugins.datasets.pictures import BrokenPictureError
@@ -135,13 +135,8 @@ def _index(paths: list[Path], cache: Path) -> dict[str, Tensor]:
 
     key = artifacts.digest(["webdataset", os.path.abspath(paths[0].parent), _stamps(paths)])
     path = cache / f"shards-{key[:24]}.safetensors"
-    if path.exists():
-        try:
-            artifact = artifacts.read(path, "shards")
-            if artifact.key == key:
-                return artifact.tensors
-        except GvbsmError:
-            pass  # a broken cache file is made anew
+    if (found := kept(path, "shards", key)) is not None:
+        return found.tensors
     columns = {"shard": array("i"), "start": array("q"), "size": array("i"), "labels": array("i")}
     for number, shard in enumerate(paths):
         for start, size, label in _samples(shard):
@@ -151,8 +146,7 @@ def _index(paths: list[Path], cache: Path) -> dict[str, Tensor]:
         raise GvbsmError(f"{paths[0]}: holds no picture with a class (.cls), nor do the shards beside it")
     kinds = {"start": torch.int64}
     tensors = {n: torch.frombuffer(c, dtype=kinds.get(n, torch.int32)).clone() for n, c in columns.items()}
-    with contextlib.suppress(GvbsmError):  # the cache only saves time
-        artifacts.write(path, Artifact("shards", key, tensors, {}))
+    keep(path, Artifact("shards", key, tensors, {}))
     return tensors
 
 
