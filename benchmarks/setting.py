@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.textbook import Targets, TextbookStep, measure
+from gvbsm.frozen import frozen
 from gvbsm.matching import Matching, target_name
-from gvbsm.observing import Observer, Precision, laid_out
+from gvbsm.observing import Observer, Precision
 from gvbsm.options import parse_component
 from gvbsm.trial import calibrate
 from gvbsm_registry import Backbone, Matcher, Registry, Regularizer, discover
@@ -78,7 +79,7 @@ class Setting:
         density = self.registry.create(Regularizer, "dd")
         compiled = variant == "compiled"
         matched = matching_loss(
-            laid_out(copy.deepcopy(self.model)), matchers, measured, self.labels, compiled, precision
+            frozen(copy.deepcopy(self.model)), matchers, measured, self.labels, compiled, precision
         )
         return lambda images: matched(images) + density.weight * density.loss(images, self.labels)
 

@@ -94,13 +94,6 @@ def _centre(activation: Tensor) -> Tensor:
     return means.reshape(means.shape + (1,) * (activation.ndim - 2))
 
 
-def laid_out(module: nn.Module) -> nn.Module:
-    """Put a module on a CPU into the memory layout that its convolutions are a quarter faster in."""
-    if next(module.parameters()).device.type == "cpu":
-        module.to(memory_format=torch.channels_last)
-    return module
-
-
 _told: set[str] = set()
 
 

@@ -11,9 +11,6 @@ from torch.nn.functional import avg_pool2d
 CHANNELS = 0
 """Stands among patch sides for the average by channel."""
 
-BLOCK = 2**20
-"""Numbers that are squared at a time on a CPU, so that they stay in its cache."""
-
 Moments = tuple[Tensor, Tensor]
 
 
@@ -26,17 +23,15 @@ def mean_and_variance(batch: Tensor, groups: int = 1) -> Tensor:
     wide = batch if batch.dtype == torch.float64 else batch.float()
     last = channels_last(batch)
     rows = wide.permute(0, 2, 3, 1) if last else wide
-    flat = rows.reshape(groups, len(rows) // groups, -1)
-    size = flat.shape[1]
-    mean, variance = maps = flat.new_empty(2, groups, 1, flat.shape[2])
-    # A product with a vector reads the memory twice as fast as torch's sum over the batch.
-    share = flat.new_full((groups, 1, size), 1 / size)
-    torch.bmm(share, flat, out=mean)
-    first = True
-    for part in flat.split(max(1, BLOCK // mean.numel()), 1) if batch.device.type == "cpu" else [flat]:
-        squares = torch.ops.aten.mse_loss(part, mean, 0)
-        variance.baddbmm_(share[:, :, : part.shape[1]], squares, beta=0 if first else 1)
-        first = False
+    parts = rows.reshape(groups, len(rows) // groups, -1)
+    if parts.device.type == "cpu":
+        # What BatchNorm takes its statistics with, each position a channel: vectorised, in the cache, without
+        # a copy of the squares; torch's sum and var over the batch are two and thirty times slower.
+        found = [torch.ops.aten.batch_norm_update_stats.default(part, None, None, 0.0) for part in parts]
+        maps = torch.stack([part[which] for which in (0, 1) for part in found])
+    else:
+        variance, mean = torch.var_mean(parts, 1, correction=0)
+        maps = torch.cat([mean, variance])
     maps = maps.view(-1, *rows.shape[1:])
     return maps.permute(0, 3, 1, 2) if last else maps
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -103,7 +104,7 @@ class GroupedActivation:
     the patch sides asked for (CHANNELS among them) between forward passes, so that only the first pass
     computes them one by one. fused: by an autograd function with a backward pass of its own, which is fast
     eagerly; without, by plain operations that a compiler fuses with their neighbours, about `centre` (see
-    `plain_moments`).
+    `plain_moments`). keep: hold the activation itself; without, it is there only while the model holds it.
     """
 
     def __init__(
@@ -113,12 +114,28 @@ class GroupedActivation:
         plan: dict[int, None] | None = None,
         fused: bool = True,
         centre: Tensor | None = None,
+        keep: bool = True,
     ) -> None:
-        self.tensor, self.groups = tensor, groups
+        self.groups = groups
+        self.shape, self.dtype = tensor.shape, tensor.dtype
+        self.looked_at = False
+        self._tensor: Callable[[], Tensor | None] = (lambda: tensor) if keep else weakref.ref(tensor)
         self._plan = {} if plan is None else plan
         self._fused, self._centre = fused, centre
         self._found: dict[int, list[Moments]] = {}
         self.maps: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """The activation itself. Raises GvbsmError if it is gone (see `keep`)."""
+        self.looked_at = True
+        return self._held()
+
+    def _held(self) -> Tensor:
+        tensor = self._tensor()
+        if tensor is None:
+            raise GvbsmError("an activation is asked for whose moments alone were asked for before")
+        return tensor
 
     def group(self, index: int) -> Activation:
         """Return what a matcher sees: batch `index` alone."""
@@ -138,11 +155,11 @@ class GroupedActivation:
     def reduce(self) -> None:
         """Pass over the activation; what the plan asks for is then to be made by `settle`."""
         if not self._fused:
-            batch = self.tensor.unflatten(0, (self.groups, -1))
+            batch = self._held().unflatten(0, (self.groups, -1))
             for side, (mean, variance) in plain_moments(batch, self.wanted(), self._centre).items():
                 self.found(side, list(zip(mean.unbind(0), variance.unbind(0), strict=True)))
         elif self.maps is None:
-            self.maps = BatchPowers.apply(self.tensor, self.groups)
+            self.maps = BatchPowers.apply(self._held(), self.groups)
 
     def wanted(self) -> list[int]:
         """Return the sides that the plan asks for and that are not there yet."""
@@ -151,7 +168,7 @@ class GroupedActivation:
     def found(self, side: int, by_group: list[Moments]) -> None:
         """Take each group's moments of one side, flat or in shape."""
         if side != CHANNELS:
-            shape = patched(self.tensor.shape[-2:], side)
+            shape = patched(self.shape[-2:], side)
             by_group = [(mean.view(shape), variance.view(shape)) for mean, variance in by_group]
         self._found[side] = by_group
 
@@ -179,7 +196,7 @@ def settle(activations: Sequence[GroupedActivation]) -> None:
     waiting: dict[tuple[Any, ...], list[GroupedActivation]] = {}
     for activation in activations:
         if activation.maps is not None and activation.wanted():
-            batch, _, *space = activation.tensor.shape
+            batch, _, *space = activation.shape
             kind = (batch, channels_last(activation.maps), *space)
             waiting.setdefault(kind, []).append(activation)
     if not waiting:
@@ -193,9 +210,9 @@ def settle(activations: Sequence[GroupedActivation]) -> None:
         for side in sides:
             places += [(activation, side) for activation in alike]
             patches = math.prod(patched(space, side)) if side != CHANNELS else 0
-            sizes += [patches or activation.tensor.shape[1] for activation in alike]
+            sizes += [patches or activation.shape[1] for activation in alike]
     means, variances = moments(torch.cat(averages, 1).unflatten(0, (2, -1)))
-    dtype = torch.promote_types(activations[0].tensor.dtype, torch.float32)
+    dtype = torch.promote_types(activations[0].dtype, torch.float32)
     by_group = [
         list(zip(mean.split(sizes), variance.split(sizes), strict=True))
         for mean, variance in zip(means.to(dtype).unbind(0), variances.to(dtype).unbind(0), strict=True)

@@ -113,8 +113,10 @@ def _sums(
     total_images = sum(len(lot) for lot in lots[first:last])
     for images, _ in workspace.batches(train, lots[first:last]):
         view = section.augmentation.draw(len(images), train.side, generator)
-        for name, value in gauge(view.apply(images)).items():
-            totals[name] = totals.get(name, torch.zeros_like(value)).add_(value, alpha=len(images))
+        found = gauge(view.apply(images))
+        if not totals:
+            totals = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in found.items()}
+        torch._foreach_add_(list(totals.values()), [found[name] for name in totals], alpha=len(images))
         seen += len(images)
         workspace.reporter.progress(f"measure {unit.name}", seen, total_images)
     return {name: total.cpu() for name, total in totals.items()}, seen

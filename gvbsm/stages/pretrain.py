@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gvbsm.observing import laid_out
+from gvbsm.frozen import frozen
 from gvbsm.training import fit_real, top1
 from gvbsm.units import Payload, Unit
 from gvbsm.workspace import Workspace
@@ -116,7 +116,7 @@ def check(workspace: Workspace, planned: list[Unit]) -> None:
 
 
 def load(workspace: Workspace, unit: Unit) -> nn.Module:
-    """Return a pretrained backbone, frozen and in evaluation mode, laid out for speed."""
+    """Return a pretrained backbone, frozen, in evaluation mode."""
     artifact = unit.read()
     workspace.check(artifact, str(unit.path))
     backbone = workspace.recipe.backbones[unit.arguments["index"]]
@@ -128,4 +128,4 @@ def load(workspace: Workspace, unit: Unit) -> nn.Module:
             f"{unit.path}: does not fit backbone {unit.name!r} as it is built now (another version made it); "
             "delete the file and run again"
         ) from error
-    return laid_out(module.requires_grad_(False).eval())
+    return frozen(module)

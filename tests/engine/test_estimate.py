@@ -59,7 +59,7 @@ def test_time_is_of_the_right_order(make_workspace: Any, stages: Any, tmp_path: 
         stages(workspace).run("evaluate")
     except Exception as error:  # a toy backbone below chance: what ran until then is no measure
         pytest.skip(f"the run ended early: {error}")
-    assert found["seconds"] / 8 < time.monotonic() - started < found["seconds"] * 8
+    assert found["seconds"] / 20 < time.monotonic() - started < found["seconds"] * 20
 
 
 def test_steps_are_those_that_the_recipe_asks_for(make_workspace: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -11,41 +12,54 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from benchmarks.textbook import channel_moments, measure, patch_moments
-from gvbsm import gauge, powers
-from gvbsm.gauge import Gauge, Reduced
+from gvbsm import reductions
+from gvbsm.gauge import Gauge
 from gvbsm.matching import target_name
+from gvbsm.taps import Activation, GroupedActivation
 from gvbsm_registry import GvbsmError, Matcher, Registry
+
+
+def reduced_once(x: Tensor) -> Activation:
+    return GroupedActivation(x, 1, keep=False).group(0)
+
 
 SIZES = st.tuples(*(st.integers(1, 9) for _ in range(4)))
 
 
 @settings(deadline=None, max_examples=60)
-@given(SIZES, st.integers(1, 5), st.sampled_from([0.0, 100.0]), st.sampled_from([1, 50, 2**19]))
-def test_moments_of_any_shape(shape: Any, side: int, offset: float, block: int) -> None:
+@given(SIZES, st.integers(1, 5), st.sampled_from([0.0, 100.0]), st.booleans())
+def test_moments_of_any_shape(shape: Any, side: int, offset: float, last: bool) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) + offset
     wanted = [*channel_moments(x.double()).values(), *patch_moments(x.double(), side).values()]
-    before, powers.BLOCK = powers.BLOCK, block
-    try:
-        reduced = Reduced(x)
-        found = [*reduced.channel_moments(), *reduced.patch_moments(side)]
-    finally:
-        powers.BLOCK = before
+    batch = x.to(memory_format=torch.channels_last) if last else x
+    reduced = reduced_once(batch)
+    found = [*reduced.channel_moments(), *reduced.patch_moments(side)]
     for got, expected in zip(found, wanted, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_moments_about_parts_of_a_tensor() -> None:
+    whole = torch.randn(6, 8, 4, 4).to(memory_format=torch.channels_last)
+    for x in (whole.chunk(2, 1)[1], whole[::2], whole[:, :, 1:, ::2]):
+        found = [*reduced_once(x).channel_moments(), *reduced_once(x).patch_moments(2)]
+        wanted = [*channel_moments(x.double()).values(), *patch_moments(x.double(), 2).values()]
+        for got, expected in zip(found, wanted, strict=True):
+            torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_large_mean_costs_no_precision() -> None:
     x = torch.randn(64, 3, 8, 8, dtype=torch.float64) + 1000
     single = x.float()
-    _, variance = Reduced(single).channel_moments()
-    torch.testing.assert_close(variance, channel_moments(x)["var"], rtol=1e-3, atol=0)
+    _, variance = reduced_once(single).channel_moments()
+    torch.testing.assert_close(variance.double(), channel_moments(x)["var"], rtol=1e-3, atol=0)
 
 
 def test_rows_without_space() -> None:
-    x = torch.randn(6, 5)
-    mean, variance = Reduced(x).channel_moments()
-    torch.testing.assert_close(mean, x.double().mean(0))
-    torch.testing.assert_close(variance, x.double().var(0, unbiased=False))
+    x = torch.randn(6, 5, dtype=torch.float64)
+    mean, variance = reduced_once(x).channel_moments()
+    torch.testing.assert_close(mean, x.mean(0))
+    torch.testing.assert_close(variance, x.var(0, unbiased=False))
 
 
 def _matchers(registry: Registry) -> list[Matcher]:
@@ -67,16 +81,19 @@ class _Residual(nn.Module):
 def test_every_site_of_a_network(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = _Residual().double(), torch.randn(4, 2, 6, 6, dtype=torch.float64)
     reduced = []
-    plain = gauge.mean_and_variance
-    monkeypatch.setattr(gauge, "mean_and_variance", lambda x: reduced.append(x.shape) or plain(x))
+    plain = reductions.mean_and_variance
+    monkeypatch.setattr(reductions, "mean_and_variance", lambda x, g: reduced.append(x.shape) or plain(x, g))
     matchers = _matchers(registry)
-    found = Gauge(model, matchers)(images)
-    expected = measure(model, [images])
-    for matcher in matchers:
-        for site, moments in expected[matcher.title].items():
-            for name, value in moments.items():
-                torch.testing.assert_close(found[target_name(matcher, site, name)], value)
-    assert len(reduced) == 2, "the shared tensor is reduced once, for both matchers"
+    taken = Gauge(model, matchers)
+    for batch in (images, images + 1, images[:3]):  # site by site in the first, all together then
+        reduced.clear()
+        found = taken(batch)
+        expected = measure(model, [batch])
+        for matcher in matchers:
+            for site, moments in expected[matcher.title].items():
+                for name, value in moments.items():
+                    torch.testing.assert_close(found[target_name(matcher, site, name)], value)
+        assert len(reduced) == 2, "the shared tensor is reduced once, for both matchers"
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -99,3 +116,52 @@ def test_a_site_that_is_not_reached(registry: Registry) -> None:
     model.add_module("idle", nn.Conv2d(2, 2, 1))
     with pytest.raises(GvbsmError, match="'idle' is not reached"):
         Gauge(model, _matchers(registry))(torch.randn(2, 2, 4, 4))
+
+
+class Looking(Matcher):
+    """Looks at the activation itself from the batch numbered `since` on."""
+
+    name = "looking"
+    since: int = 0
+    _batches: int = 0
+
+    def sites(self, model: nn.Module) -> list[str]:
+        return ["second"]
+
+    def statistics(self, activation: Any) -> dict[str, Tensor]:
+        self._batches += 1
+        mean, _ = activation.channel_moments()
+        return {"peak": activation.tensor.amax() if self._batches > self.since else mean.amax()}
+
+
+def test_a_matcher_that_looks_at_the_activation_sees_it_in_every_batch() -> None:
+    model, matcher = _Residual(), Looking()
+    taken = Gauge(model, [matcher])
+    for _ in range(3):
+        images = torch.randn(4, 2, 6, 6)
+        found = taken(images)[target_name(matcher, "second", "peak")]
+        torch.testing.assert_close(found, model.first(images).relu().amax())
+
+
+def test_looking_later_than_in_the_first_batch_is_refused() -> None:
+    taken = Gauge(_Residual(), [Looking(since=1)])
+    images = torch.randn(4, 2, 6, 6)
+    taken(images)
+    with pytest.raises(GvbsmError, match="moments alone were asked for before"):
+        taken(images)
+
+
+def test_no_activation_outlives_its_use(registry: Registry) -> None:
+    alive: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            alive.append(sum(type(o) is Tensor and o.shape == (64, 8, 16, 16) for o in gc.get_objects()))
+            return x
+
+    blocks = [part for _ in range(6) for part in (nn.Conv2d(8, 8, 3, padding=1), Counting())]
+    taken = Gauge(nn.Sequential(*blocks), _matchers(registry))
+    images = torch.randn(64, 8, 16, 16)
+    taken(images)
+    taken(images)
+    assert max(alive) <= 3, "the images, what a block is given and what it made"

@@ -96,7 +96,10 @@ class ShuffleNetV2Small(WeightedBackbone):
         from torch import nn
         from torchvision.models import ShuffleNetV2
 
-        model: nn.Module = ShuffleNetV2([4, 8, 4], [24, 48, 96, 192, 1024], num_classes=classes)
+        from gvbsm_plugins.backbones.shuffling import ShufflingBlock
+
+        widths = [24, 48, 96, 192, 1024]
+        model: nn.Module = ShuffleNetV2([4, 8, 4], widths, classes, inverted_residual=ShufflingBlock)
         stem: nn.Sequential = model.get_submodule("conv1")  # type: ignore[assignment]
         stem[0] = nn.Conv2d(channels, 24, 1, bias=False)
         model.maxpool = nn.Identity()
