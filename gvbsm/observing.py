@@ -83,6 +83,7 @@ class Observer:
                 self.module(images)
             centres = {site: _centre(activation.tensor) for site, activation in first.activations().items()}
             taps = Taps(self.module, self.sites, self.matching.groups, fused=False, centres=centres)
+            self._forward(images, taps)  # so that the taps know what is asked for, and the constants exist
             graph = make_fx(lambda x: self._forward(x, taps))(images)
         return torch.compile(graph)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from gvbsm.powers import (
     averaged,
     channels_last,
     mean_and_variance,
+    patched,
     powers_of,
     spread,
 )
@@ -88,42 +91,55 @@ class Averages(torch.autograd.Function):
 def plain_moments(batch: Tensor, sides: Sequence[int], centre: Tensor | None) -> dict[int, Moments]:
     """Return mean and biased variance of [G, B, C, *space] by side, [G, C] or [G, ⌈H/side⌉, ⌈W/side⌉] each.
 
-    In plain operations, which a compiler fuses into those around: the moments are taken about constants, so
-    that the gradient of each is one multiply-add. centre: a constant near the channels' means, [C, 1, …],
-    without which float32 loses precision where a mean is many deviations.
+    In plain operations, which a compiler fuses into those around. The moments are taken about constants and
+    averaged over space by one product with a matrix, so that what comes back is one multiply-add by position
+    and channel. centre: a constant near the channels' means, [C, 1, …], without which float32 loses precision
+    where a mean is many deviations.
     """
     wide = batch if batch.dtype == torch.float64 else batch.float()
+    groups, size, channels, *space = wide.shape
     if centre is None:
-        centre = wide.new_zeros((wide.shape[2],) + (1,) * (wide.ndim - 3))
+        centre = wide.new_zeros((channels,) + (1,) * len(space))
     deviation = wide - centre
-    first, second = deviation.mean(1), deviation.square().mean(1)
+    powers = torch.cat([deviation.sum(1), deviation.square().sum(1)]) * (1 / size)
+    maps = powers.reshape(2 * groups, channels, -1).transpose(1, 2)  # channels last
+    offsets = centre.flatten()
     found = {}
     for side in sides:
+        with torch.autocast(wide.device.type, enabled=False):
+            first, second = _cut(maps, space, side).chunk(2)
         if side == CHANNELS:
-            mean, square = (
-                power.flatten(2).mean(2) if power.ndim > 2 else power for power in (first, second)
-            )
-            offset = centre.flatten()
+            mean, square, about = first.squeeze(1), second.squeeze(1), offsets
         else:
-            offset = centre.mean()
-            apart = centre - offset
-            mean, square = _pooled(first + apart, side), _pooled(second + 2 * apart * first + apart**2, side)
-        found[side] = mean + offset, (square - mean.square()).clamp(min=0)
+            about = offsets.mean()
+            apart = offsets - about
+            shape = [groups, *patched(space, side)]
+            mean = (first + apart).mean(2).view(shape)
+            square = (second + 2 * apart * first + apart**2).mean(2).view(shape)
+        found[side] = mean + about, (square - mean.square()).clamp(min=0)
     return found
 
 
-def _pooled(maps: Tensor, side: int) -> Tensor:
-    """Average [G, C, H, W] by patch, [G, ⌈H/side⌉, ⌈W/side⌉], in views, which a compiler can fuse.
+def _cut(maps: Tensor, space: Sequence[int], side: int) -> Tensor:
+    """Average maps [N, H·W, C] by patch, [N, ⌈H/side⌉·⌈W/side⌉, C], or over all positions, [N, 1, C].
 
-    Patches at the lower and right border may hold fewer pixels.
+    By products with constant matrices, whose gradient a compiler writes to memory, once, instead of working
+    it out for each number of the activation anew.
     """
-    average = maps.mean(1)
-    for axis in (-2, -1):
-        size = average.shape[axis]
-        whole = size // side * side
-        cut = average.narrow(axis, 0, whole).unflatten(axis, (whole // side, side)).mean(axis)
-        if whole < size:
-            rest = average.narrow(axis, whole, size - whole).mean(axis, keepdim=True)
-            cut = torch.cat([cut, rest], axis)
-        average = cut
-    return average
+    if side == CHANNELS:
+        return _shares(math.prod(space), 0, maps.dtype, maps.device) @ maps
+    count, _, channels = maps.shape
+    rows = _shares(space[0], side, maps.dtype, maps.device) @ maps.reshape(count, space[0], -1)
+    columns = rows.reshape(-1, space[1], channels)
+    return (_shares(space[1], side, maps.dtype, maps.device) @ columns).reshape(count, -1, channels)
+
+
+@lru_cache(maxsize=256)
+def _shares(size: int, side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what averages `size` positions by `side` of them, [⌈size/side⌉, size]; the last may be fewer.
+
+    side CHANNELS: over all, [1, size].
+    """
+    side = side or size
+    member = numpy.arange(size) // side == numpy.arange(-(-size // side))[:, None]
+    return torch.from_numpy(member / member.sum(1, keepdims=True)).to(device, dtype)
