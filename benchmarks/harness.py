@@ -20,7 +20,7 @@ from rich.table import Table
 
 from gvbsm.memory import Peak
 
-WIDTH = 120
+WIDTH = 150
 Work = Callable[[], Any]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CIFAR_BACKBONES = ("resnet18_small", "convnet", "mobilenet_v2_small", "wrn_16_2", "shufflenet_v2_small")

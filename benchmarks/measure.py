@@ -63,7 +63,7 @@ def compare(trial: Trial, images: int, rounds: int, clock: str) -> list[dict[str
 @click.option("--backbone", multiple=True, help="NAME[:key=value,...]; repeatable. [default: the five small]")
 @click.option("--side", default=32, show_default=True)
 @click.option("--batch", default=64, show_default=True)
-@click.option("--images", default=192, show_default=True)
+@click.option("--images", default=1024, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @harness.clock_option
 @harness.device_option

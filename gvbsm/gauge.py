@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gvbsm.matching import sites_of, target_name
-from gvbsm.taps import GroupedActivation, settle
+from gvbsm.taps import Gone, GroupedActivation, settle
 from gvbsm_registry import GvbsmError, Matcher
 
 Taker = tuple[Matcher, str]
@@ -19,8 +19,9 @@ Taker = tuple[Matcher, str]
 class Gauge:
     """Takes all statistics that `matchers` have in `module`, by target name.
 
-    No activation is kept alive, so that measuring takes no more memory than inference. Where the matchers ask
-    for moments alone, from the second batch on they are made for all sites together after the forward pass.
+    Moments are made for all sites together after the forward pass, of what was reduced on the way: no
+    activation is kept alive, so that measuring takes no more memory than inference. Where a matcher looks at
+    the activation itself, its statistics are taken on the way.
     """
 
     def __init__(self, module: nn.Module, matchers: Sequence[Matcher]) -> None:
@@ -31,8 +32,11 @@ class Gauge:
             for site in sites_of(matcher, module):
                 taker = matcher, target_name(matcher, site, "")
                 self._takers.setdefault(site, (modules[site], []))[1].append(taker)
-        self._plans: dict[str, dict[int, None]] = {site: {} for site in self._takers}
-        self._late: set[str] = set()
+        self._kinds = {
+            site: tuple(id(matcher) for matcher, _ in takers) for site, (_, takers) in self._takers.items()
+        }
+        self._looking: set[str] = set()
+        self._sharing = _Sharing()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -40,21 +44,28 @@ class Gauge:
 
         Raises GvbsmError if a site is not reached.
         """
+        looking = None
+        while looking != self._looking:
+            looking = set(self._looking)
+            found = self._found(images)
+        if missing := self._takers.keys() - found.keys():
+            site = min(missing)
+            raise GvbsmError(f"site {site!r} is not reached in a forward pass; leave it out of the sites")
+        return {name: value for site in self._takers for name, value in found[site].items()}
+
+    def _found(self, images: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Return the statistics by site; where some cannot be taken any more, their sites are `_looking`."""
         found: dict[str, dict[str, Tensor]] = {}
         late: dict[str, GroupedActivation] = {}
-        activation_of = _Sharing(self._plans)
 
         def taking(site: str) -> Any:
             def take(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-                activation = activation_of(site, inputs[0])
-                if site in self._late:
+                activation = self._sharing.activation(inputs[0], self._kinds[site])
+                if site in self._looking:
+                    found[site] = self._taken(site, activation)
+                else:
                     activation.reduce()
                     late[site] = activation
-                    return
-                activation.looked_at = False
-                found[site] = self._taken(site, activation)
-                if not activation.looked_at:
-                    self._late.add(site)
 
             return take
 
@@ -66,13 +77,15 @@ class Gauge:
         finally:
             for handle in handles:
                 handle.remove()
-        settle(list({id(activation): activation for activation in late.values()}.values()))
+            self._sharing.forget()
         for site, activation in late.items():
-            found[site] = self._taken(site, activation)
-        if missing := self._takers.keys() - found.keys():
-            site = min(missing)
-            raise GvbsmError(f"site {site!r} is not reached in a forward pass; leave it out of the sites")
-        return {name: value for site in self._takers for name, value in found[site].items()}
+            if activation.wanted():
+                settle(list(dict.fromkeys(late.values())))
+            try:
+                found[site] = self._taken(site, activation)
+            except Gone:
+                self._looking.add(site)
+        return found
 
     def _taken(self, site: str, activation: GroupedActivation) -> dict[str, Tensor]:
         seen = activation.group(0)
@@ -84,15 +97,22 @@ class Gauge:
 
 
 class _Sharing:
-    """Gives sites that see the same tensor, unchanged, one object for it."""
+    """Gives sites that see the same tensor, unchanged, one object for it; of one shape, one plan."""
 
-    def __init__(self, plans: dict[str, dict[int, None]]) -> None:
-        self._plans = plans
+    def __init__(self) -> None:
+        self._plans: dict[Any, dict[int, None]] = {}
         self._known: dict[int, tuple[weakref.ref[Tensor], int, GroupedActivation]] = {}
 
-    def __call__(self, site: str, tensor: Tensor) -> GroupedActivation:
-        whose, version, activation = self._known.get(id(tensor), (None, 0, None))
-        if activation is None or whose is None or whose() is not tensor or version != tensor._version:
-            activation = GroupedActivation(tensor, 1, self._plans[site], keep=False)
-            self._known[id(tensor)] = weakref.ref(tensor), tensor._version, activation
-        return activation
+    def activation(self, tensor: Tensor, kind: Any) -> GroupedActivation:
+        """Return what stands for a tensor at a site; sites of one `kind` are asked the same questions."""
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == tensor._version:
+            return known[2]
+        plan = self._plans.setdefault((kind, tensor.shape[1:]), {})
+        made = GroupedActivation(tensor, 1, plan, keep=False)
+        self._known[id(tensor)] = weakref.ref(tensor), tensor._version, made
+        return made
+
+    def forget(self) -> None:
+        """Forget the tensors; the plans stay."""
+        self._known.clear()

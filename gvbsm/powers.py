@@ -28,7 +28,7 @@ def mean_and_variance(batch: Tensor, groups: int = 1) -> Tensor:
         # What BatchNorm takes its statistics with, each position a channel: vectorised, in the cache, without
         # a copy of the squares; torch's sum and var over the batch are two and thirty times slower.
         found = [torch.ops.aten.batch_norm_update_stats.default(part, None, None, 0.0) for part in parts]
-        maps = torch.stack([part[which] for which in (0, 1) for part in found])
+        maps = torch.stack([part for which in zip(*found, strict=True) for part in which])
     else:
         variance, mean = torch.var_mean(parts, 1, correction=0)
         maps = torch.cat([mean, variance])

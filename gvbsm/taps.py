@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gvbsm.powers import CHANNELS, Moments, channels_last, moments, patched
+from gvbsm.powers import CHANNELS, Moments, channels_last, mean_and_variance, moments, patched
 from gvbsm.reductions import Averages, BatchPowers, plain_moments
 from gvbsm_registry import GvbsmError
 
@@ -97,6 +97,10 @@ class Taps:
         return found
 
 
+class Gone(GvbsmError):
+    """An activation is asked for after the model has let it go."""
+
+
 class GroupedActivation:
     """One site's input for G image batches in one tensor [G·B, C, H, W], with reductions by group.
 
@@ -118,7 +122,6 @@ class GroupedActivation:
     ) -> None:
         self.groups = groups
         self.shape, self.dtype = tensor.shape, tensor.dtype
-        self.looked_at = False
         self._tensor: Callable[[], Tensor | None] = (lambda: tensor) if keep else weakref.ref(tensor)
         self._plan = {} if plan is None else plan
         self._fused, self._centre = fused, centre
@@ -127,14 +130,10 @@ class GroupedActivation:
 
     @property
     def tensor(self) -> Tensor:
-        """The activation itself. Raises GvbsmError if it is gone (see `keep`)."""
-        self.looked_at = True
-        return self._held()
-
-    def _held(self) -> Tensor:
+        """The activation itself. Raises Gone if nothing holds it any more (see `keep`)."""
         tensor = self._tensor()
         if tensor is None:
-            raise GvbsmError("an activation is asked for whose moments alone were asked for before")
+            raise Gone("an activation is asked for that nothing holds any more")
         return tensor
 
     def group(self, index: int) -> Activation:
@@ -155,11 +154,12 @@ class GroupedActivation:
     def reduce(self) -> None:
         """Pass over the activation; what the plan asks for is then to be made by `settle`."""
         if not self._fused:
-            batch = self._held().unflatten(0, (self.groups, -1))
+            batch = self.tensor.unflatten(0, (self.groups, -1))
             for side, (mean, variance) in plain_moments(batch, self.wanted(), self._centre).items():
                 self.found(side, list(zip(mean.unbind(0), variance.unbind(0), strict=True)))
         elif self.maps is None:
-            self.maps = BatchPowers.apply(self._held(), self.groups)
+            reduce = BatchPowers.apply if torch.is_grad_enabled() else mean_and_variance
+            self.maps = reduce(self.tensor, self.groups)
 
     def wanted(self) -> list[int]:
         """Return the sides that the plan asks for and that are not there yet."""
