@@ -199,11 +199,26 @@ def _call(task: bytes, paths: list[str], folder: str, threads: int, mailbox: Any
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
-    def sender(message: Any) -> None:
-        try:
-            mailbox.put_nowait(message)
-        except Exception:  # that nobody listens any more must not stop the work
-            return
+    post = _Post(mailbox)
+    try:
+        with relay.sending(post):
+            return cloudpickle.loads(task)()
+    finally:
+        post.wait()
 
-    with relay.sending(sender):
-        return cloudpickle.loads(task)()
+
+class _Post:
+    """Sends messages without waiting: a task that waits lends its cores to another one meanwhile."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._last: Any = None
+
+    def __call__(self, message: Any) -> None:
+        self._last = self._mailbox.actor.put_nowait.remote(message)
+
+    def wait(self) -> None:
+        """Return once all have arrived, or none will: that nobody listens any more is no reason to fail."""
+        if self._last is not None:
+            ray = importlib.import_module("ray")
+            ray.wait([self._last], timeout=KNOCK)
