@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable
@@ -78,6 +79,8 @@ class Observer:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         images = images.detach()
+        if images.device.type == "cpu":  # of a CUDA that is not there, and not asked for
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         with torch.no_grad():
             with Taps(self.module, self.sites) as first:
                 self.module(images)
