@@ -123,6 +123,7 @@ class GroupedActivation:
         self.groups = groups
         self.shape, self.dtype = tensor.shape, tensor.dtype
         self._tensor: Callable[[], Tensor | None] = (lambda: tensor) if keep else weakref.ref(tensor)
+        self._version = tensor._version
         self._plan = {} if plan is None else plan
         self._fused, self._centre = fused, centre
         self._found: dict[int, list[Moments]] = {}
@@ -130,10 +131,10 @@ class GroupedActivation:
 
     @property
     def tensor(self) -> Tensor:
-        """The activation itself. Raises Gone if nothing holds it any more (see `keep`)."""
+        """The activation itself. Raises Gone if nothing holds it any more (see `keep`), or it was changed."""
         tensor = self._tensor()
-        if tensor is None:
-            raise Gone("an activation is asked for that nothing holds any more")
+        if tensor is None or tensor._version != self._version:
+            raise Gone("an activation is asked for that is no longer what the module was given")
         return tensor
 
     def group(self, index: int) -> Activation:

@@ -123,10 +123,11 @@ class Looking(Matcher):
 
     name = "looking"
     since: int = 0
+    site: str = "second"
     _batches: int = 0
 
     def sites(self, model: nn.Module) -> list[str]:
-        return ["second"]
+        return [self.site]
 
     def statistics(self, activation: Any) -> dict[str, Tensor]:
         self._batches += 1
@@ -149,6 +150,21 @@ def test_looking_later_than_in_the_first_batch_is_no_different() -> None:
     seen = model.first(images).relu()
     for expected in (seen.mean((0, 2, 3)).amax(), seen.amax()):
         torch.testing.assert_close(taken(images)[target_name(matcher, "second", "peak")], expected)
+
+
+def test_a_matcher_that_looks_sees_what_the_module_was_given() -> None:
+    class Keeping(_Residual):
+        kept: Tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = x.clone()
+            first = self.first(self.kept)
+            self.kept.add_(1)
+            return first
+
+    matcher, images = Looking(site="first"), torch.randn(4, 2, 6, 6)
+    found = Gauge(Keeping(), [matcher])(images)
+    torch.testing.assert_close(found[target_name(matcher, "first", "peak")], images.amax())
 
 
 def test_no_activation_outlives_its_use(registry: Registry) -> None:
