@@ -2,8 +2,7 @@
 
 Simulates the executor: stages one after another, in each a queue of independent units, workers that take the
 next one, stragglers and workers that are lost (their unit is run again from its start). The seconds of a
-unit come from per-step figures, which are parameters; those of the defaults are assumptions, not
-measurements of this project, except where docs/scale.md says so.
+unit come from per-step figures, which are parameters; docs/scale.md says where the defaults come from.
 """
 
 from __future__ import annotations
