@@ -42,6 +42,15 @@ def square(number: int) -> int:
     return number * number
 
 
+def chat() -> tuple[float, float]:
+    """Send messages for a while; return when that began and ended."""
+    began = time.time()
+    while time.time() < began + 3:
+        relay.send("still here")
+        sum(range(20_000))
+    return began, time.time()
+
+
 def refuse() -> None:
     raise GvbsmError("out of tune; tune it")
 
@@ -65,6 +74,14 @@ def test_tasks_run_and_their_messages_arrive(one_machine: Ray) -> None:
     assert found == {n: n * n for n in range(6)}
     assert sorted(messages) == [("seen", n) for n in range(6)]
     assert list(one_machine.run([])) == []
+
+
+@pytest.mark.slow
+def test_tasks_that_talk_keep_their_cores_to_themselves(one_machine: Ray) -> None:
+    """A worker that waited for Ray to take a message would lend its core to a third task."""
+    spans = [span for _, span in one_machine.run([chat] * 5)]
+    together = [sum(began <= now < ended for began, ended in spans) for now, _ in spans]
+    assert max(together) <= 2
 
 
 def test_an_error_arrives_as_itself(one_machine: Ray) -> None:
