@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,17 +100,15 @@ class _Sharing:
 
     def __init__(self) -> None:
         self._plans: dict[Any, dict[int, None]] = {}
-        self._known: dict[int, tuple[weakref.ref[Tensor], int, GroupedActivation]] = {}
+        self._known: dict[int, GroupedActivation] = {}
 
     def activation(self, tensor: Tensor, kind: Any) -> GroupedActivation:
         """Return what stands for a tensor at a site; sites of one `kind` are asked the same questions."""
         known = self._known.get(id(tensor))
-        if known is not None and known[0]() is tensor and known[1] == tensor._version:
-            return known[2]
-        plan = self._plans.setdefault((kind, tensor.shape[1:]), {})
-        made = GroupedActivation(tensor, 1, plan, keep=False)
-        self._known[id(tensor)] = weakref.ref(tensor), tensor._version, made
-        return made
+        if known is None or not known.is_of(tensor):
+            plan = self._plans.setdefault((kind, tensor.shape[1:]), {})
+            known = self._known[id(tensor)] = GroupedActivation(tensor, 1, plan, keep=False)
+        return known
 
     def forget(self) -> None:
         """Forget the tensors; the plans stay."""

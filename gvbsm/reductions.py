@@ -92,7 +92,7 @@ def plain_moments(batch: Tensor, sides: Sequence[int], centre: Tensor | None) ->
     """Return mean and biased variance of [G, B, C, *space] by side, [G, C] or [G, ⌈H/side⌉, ⌈W/side⌉] each.
 
     In plain operations, which a compiler fuses into those around. The moments are taken about constants and
-    averaged over space by one product with a matrix, so that what comes back is one multiply-add by position
+    averaged over space by products with matrices, so that what comes back is one multiply-add by position
     and channel. centre: a constant near the channels' means, [C, 1, …], without which float32 loses precision
     where a mean is many deviations.
     """

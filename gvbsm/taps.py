@@ -137,6 +137,10 @@ class GroupedActivation:
             raise Gone("an activation is asked for that is no longer what the module was given")
         return tensor
 
+    def is_of(self, tensor: Tensor) -> bool:
+        """Tell whether this stands for `tensor` as it is now."""
+        return self._tensor() is tensor and tensor._version == self._version
+
     def group(self, index: int) -> Activation:
         """Return what a matcher sees: batch `index` alone."""
         return Activation(self, index)
