@@ -16,14 +16,14 @@ import click
 import torch
 
 from benchmarks import harness
-from gvbsm import recipe as recipes
-from gvbsm.distilled import LabelBlocks
-from gvbsm.options import parse_component
+from gvbsm.distilled.dataset import LabelBlocks
+from gvbsm.estimate.trial import FakeData, Trial
+from gvbsm.recipe import loading
+from gvbsm.recipe.text import parse_component
+from gvbsm.runtime.units import Unit, perform
+from gvbsm.runtime.workspace import Workspace
 from gvbsm.stages import evaluate, relabel
-from gvbsm.training import Batch, fit
-from gvbsm.trial import StandIn, Trial
-from gvbsm.units import Unit, perform
-from gvbsm.workspace import Workspace
+from gvbsm.stages.training import Batch, fit
 from gvbsm_registry import discover
 from gvbsm_registry.artifacts import read
 
@@ -86,14 +86,14 @@ def compare(trial: Trial, count: int, rounds: int, clock: str) -> list[dict[str,
         seconds = harness.medians(harness.interleave(variants, rounds, device, 1, clock))
         peak = {name: harness.peak_extra(work, device) for name, work in variants.items()}
         ratio = seconds["replayed"] / seconds["ready"]
-        title = unit.arguments["student"].title
+        title = unit.arguments["student"].full_name
         rows.append({"student": title, "seconds": seconds, "peak_bytes": peak, "ratio": ratio})
     return rows
 
 
 @click.command(help=__doc__)
 @click.option("--student", multiple=True, help="NAME[:key=value,...]; repeatable. [default: convnet]")
-@click.option("--side", default=32, show_default=True)
+@click.option("--image-size", default=32, show_default=True)
 @click.option("--batch", default=50, show_default=True)
 @click.option("--images", default=200, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
@@ -103,7 +103,7 @@ def compare(trial: Trial, count: int, rounds: int, clock: str) -> list[dict[str,
 @harness.json_option
 def main(
     student: tuple[str, ...],
-    side: int,
+    image_size: int,
     batch: int,
     images: int,
     epochs: int,
@@ -116,7 +116,7 @@ def main(
     place, registry = harness.choose_device(device), discover()
     tables = {
         "backbones": [{"use": "convnet", "width": 8}],
-        "relabel": {"epochs": epochs, "block": epochs},
+        "relabel": {"epochs": epochs, "epochs_per_file": epochs},
         "evaluation": {
             "students": [parse_component(name) for name in student or ("convnet",)],
             "epochs": epochs,
@@ -124,14 +124,14 @@ def main(
             "test_every": epochs,
         },
     }
-    made = recipes.make(tables, registry, where="the benchmark")
-    data = StandIn.like(images=images, tests=2, classes=10, side=side, channels=3)
+    made = loading.make(tables, registry, where="the benchmark")
+    data = FakeData.like(images=images, tests=2, classes=10, image_size=image_size, channels=3)
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(made.model_copy(update={"data": data}), registry, place, Path(folder))
         rows = compare(trial, images, rounds, clock)
     report = {
         "benchmark": "evaluate",
-        "side": side,
+        "image_size": image_size,
         "batch": batch,
         "images": images,
         "epochs": epochs,
@@ -141,7 +141,7 @@ def main(
         "mean_ratio": statistics.fmean(row["ratio"] for row in rows),
         "machine": harness.machine(place),
     }
-    title = f"{epochs} epochs of {images} images of {side}×{side}, batch {batch}, medians"
+    title = f"{epochs} epochs of {images} images of {image_size}×{image_size}, batch {batch}, medians"
     harness.show(report, [harness.pairs(title, "student", ("ready", "replayed"), rows)], as_json)
 
 

@@ -16,11 +16,11 @@ import torch
 
 from benchmarks import harness
 from benchmarks.setting import Setting
-from gvbsm import recipe as recipes
-from gvbsm.options import parse_component
+from gvbsm.estimate.trial import FakeData, Trial
+from gvbsm.recipe import loading
+from gvbsm.recipe.text import parse_component
+from gvbsm.runtime.units import perform
 from gvbsm.stages import measure, synthesize
-from gvbsm.trial import StandIn, Trial
-from gvbsm.units import perform
 from gvbsm_registry import discover
 
 SIZES: dict[str, tuple[int, ...]] = {
@@ -35,7 +35,7 @@ CLASSES, IPC, ITERATIONS = 5, 2, 4
 
 
 def stage_seconds(
-    axis: str, size: int, backbone: str, side: int, device: torch.device, rounds: int, clock: str
+    axis: str, size: int, backbone: str, image_size: int, device: torch.device, rounds: int, clock: str
 ) -> float:
     """Return the seconds of all units of the synthesize stage, once it is warm.
 
@@ -54,8 +54,8 @@ def stage_seconds(
             "batch": CLASSES * IPC,
         },
     }
-    made = recipes.make(tables, registry, where="the benchmark")
-    data = StandIn.like(images=40, tests=2, classes=classes, side=side, channels=3)
+    made = loading.make(tables, registry, where="the benchmark")
+    data = FakeData.like(images=40, tests=2, classes=classes, image_size=image_size, channels=3)
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(made.model_copy(update={"data": data}), registry, device, Path(folder))
         backbones = trial.backbones()
@@ -76,14 +76,14 @@ def step_seconds(
     axis: str,
     size: int,
     backbone: str,
-    side: int,
+    image_size: int,
     device: torch.device,
     rounds: int,
     clock: str,
 ) -> float:
     """Return the seconds of an eager step: of 10 images of `size` pixels, or of `size` images."""
     setting = Setting.make(
-        backbone, size if axis == "pixels" else side, size if axis == "batch" else 10, device=device
+        backbone, size if axis == "pixels" else image_size, size if axis == "batch" else 10, device=device
     )
     return _median(setting.step(setting.loss("eager")), device, rounds, clock)
 
@@ -96,7 +96,7 @@ def _median(work: Callable[[], None], device: torch.device, rounds: int, clock: 
 @click.option("--axis", "axes", multiple=True, type=click.Choice(list(SIZES)), help="[default: all]")
 @click.option("--sizes", help="A,B,...: other sizes, for one axis.")
 @click.option("--backbone", default="convnet:width=16", show_default=True)
-@click.option("--side", default=32, show_default=True)
+@click.option("--image-size", default=32, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @harness.clock_option
 @harness.device_option
@@ -105,7 +105,7 @@ def main(
     axes: Sequence[str],
     sizes: str | None,
     backbone: str,
-    side: int,
+    image_size: int,
     rounds: int,
     clock: str,
     device: str,
@@ -120,13 +120,13 @@ def main(
     for axis in axes:
         steps = tuple(int(size) for size in sizes.split(",")) if sizes else SIZES[axis]
         seconds_of = step_seconds if axis in ("pixels", "batch") else stage_seconds
-        seconds = [seconds_of(axis, size, backbone, side, place, rounds, clock) for size in steps]
+        seconds = [seconds_of(axis, size, backbone, image_size, place, rounds, clock) for size in steps]
         found = harness.exponent(steps, seconds)
         rows.append({"axis": axis, "sizes": list(steps), "seconds": seconds, "exponent": found})
     report = {
         "benchmark": "growth",
         "backbone": backbone,
-        "side": side,
+        "image_size": image_size,
         "rounds": rounds,
         "clock": clock,
         "rows": rows,

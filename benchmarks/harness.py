@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from gvbsm.memory import Peak
+from gvbsm.estimate.memory import Peak
 
 WIDTH = 150
 Work = Callable[[], Any]

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from gvbsm import recipe as recipes
-from gvbsm.options import parse_component, parse_value
-from gvbsm.reporting import Reporter
+from gvbsm.recipe import loading
+from gvbsm.recipe.schema import Recipe
+from gvbsm.recipe.text import parse_component, parse_value
+from gvbsm.runtime.reporting import Reporter
+from gvbsm.runtime.units import Unit, execute
+from gvbsm.runtime.workspace import Workspace
 from gvbsm.stages import evaluate, measure, pretrain, relabel, synthesize
-from gvbsm.units import Unit, execute
-from gvbsm.workspace import Workspace
 from gvbsm_registry import Codec, Executor, Registry, discover
 from gvbsm_registry.artifacts import read
 
@@ -67,18 +68,18 @@ def chosen(options: argparse.Namespace) -> list[tuple[Any, float]]:
     return [(parse_component(codec), float(keep)) for codec, _, keep in pairs]
 
 
-def load(options: argparse.Namespace, registry: Registry) -> recipes.Recipe:
+def load(options: argparse.Namespace, registry: Registry) -> Recipe:
     """Load the recipe, once: a file that changes in between would change the images."""
     overrides = [(key, parse_value(value)) for key, _, value in (s.partition("=") for s in options.settings)]
     overrides += [("evaluation.seeds", list(range(options.seeds)))]
-    return recipes.load(options.recipe, registry, overrides)
+    return loading.load(options.recipe, registry, overrides)
 
 
 def workspace_of(
-    base: recipes.Recipe, registry: Registry, work: Path, store: Path | None, codec: Any, keep: float
+    base: Recipe, registry: Registry, work: Path, store: Path | None, codec: Any, keep: float
 ) -> Workspace:
     """Return a workspace of the recipe with one setting of the labels."""
-    changes = {"codec": registry.create(Codec, codec), "keep": keep}
+    changes = {"codec": registry.create(Codec, codec), "keep_fraction": keep}
     made = base.model_copy(update={"relabel": base.relabel.model_copy(update=changes)})
     runner = registry.create(Executor, "local")
     folder = work / "out"

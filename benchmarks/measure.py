@@ -15,12 +15,12 @@ import click
 import torch
 
 from benchmarks import harness
-from gvbsm import recipe as recipes
-from gvbsm.options import parse_component
+from gvbsm.estimate.trial import FakeData, Trial
+from gvbsm.recipe import loading
+from gvbsm.recipe.text import parse_component
+from gvbsm.runtime.units import Unit
+from gvbsm.runtime.workspace import Workspace
 from gvbsm.stages import measure, pretrain
-from gvbsm.trial import StandIn, Trial
-from gvbsm.units import Unit
-from gvbsm.workspace import Workspace
 from gvbsm_registry import discover
 
 
@@ -35,7 +35,7 @@ def inference(workspace: Workspace, backbone: Unit, seed: int) -> Callable[[], N
         generator = torch.Generator().manual_seed(seed)
         lots = torch.randperm(len(train), generator=generator).split(section.batch)
         for images, _ in workspace.batches(train, lots):
-            view = section.augmentation.draw(len(images), train.side, generator)
+            view = section.augmentation.draw(len(images), train.image_size, generator)
             module(view.apply(images))
 
     return work
@@ -61,7 +61,7 @@ def compare(trial: Trial, images: int, rounds: int, clock: str) -> list[dict[str
 
 @click.command(help=__doc__)
 @click.option("--backbone", multiple=True, help="NAME[:key=value,...]; repeatable. [default: the five small]")
-@click.option("--side", default=32, show_default=True)
+@click.option("--image-size", default=32, show_default=True)
 @click.option("--batch", default=64, show_default=True)
 @click.option("--images", default=1024, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
@@ -70,7 +70,7 @@ def compare(trial: Trial, images: int, rounds: int, clock: str) -> list[dict[str
 @harness.json_option
 def main(
     backbone: tuple[str, ...],
-    side: int,
+    image_size: int,
     batch: int,
     images: int,
     rounds: int,
@@ -82,14 +82,14 @@ def main(
     place, registry = harness.choose_device(device), discover()
     chosen = [parse_component(name) for name in backbone or harness.CIFAR_BACKBONES]
     tables = {"backbones": chosen, "measure": {"batch": batch}}
-    made = recipes.make(tables, registry, where="the benchmark")
-    data = StandIn.like(images=images, tests=10, classes=10, side=side, channels=3)
+    made = loading.make(tables, registry, where="the benchmark")
+    data = FakeData.like(images=images, tests=10, classes=10, image_size=image_size, channels=3)
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(made.model_copy(update={"data": data}), registry, place, Path(folder))
         rows = compare(trial, images, rounds, clock)
     report = {
         "benchmark": "measure",
-        "side": side,
+        "image_size": image_size,
         "batch": batch,
         "images": images,
         "rounds": rounds,
@@ -98,7 +98,7 @@ def main(
         "mean_ratio": statistics.fmean(row["ratio"] for row in rows),
         "machine": harness.machine(place),
     }
-    title = f"measuring {images} images of {side}×{side}, batch {batch}, medians"
+    title = f"measuring {images} images of {image_size}×{image_size}, batch {batch}, medians"
     harness.show(report, [harness.pairs(title, "backbone", ("inference", "measure"), rows)], as_json)
 
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.textbook import Targets, TextbookStep, measure
-from gvbsm.frozen import frozen
-from gvbsm.matching import Matching, target_name
-from gvbsm.observing import Observer, Precision
-from gvbsm.options import parse_component
-from gvbsm.trial import calibrate
+from gvbsm.estimate.trial import calibrate
+from gvbsm.matching.forward import MatchedBackbone, Precision
+from gvbsm.matching.frozen import freeze
+from gvbsm.matching.terms import Matching, target_name
+from gvbsm.recipe.text import parse_component
 from gvbsm_registry import Backbone, Matcher, Registry, Regularizer, discover
 
 MATCHERS = ("bn", "conv_channel", "conv_patch")
@@ -39,7 +39,7 @@ class Setting:
     @staticmethod
     def make(
         backbone: str,
-        side: int,
+        image_size: int,
         batch: int,
         classes: int = 10,
         channels: int = 3,
@@ -49,8 +49,8 @@ class Setting:
         registry = discover()
         torch.manual_seed(0)
         chosen = registry.create(Backbone, parse_component(backbone))
-        model = chosen.build(classes, side, channels).to(device or "cpu").requires_grad_(False)
-        images = torch.randn(batch, channels, side, side).to(device or "cpu")
+        model = chosen.build(classes, image_size, channels).to(device or "cpu").requires_grad_(False)
+        images = torch.randn(batch, channels, image_size, image_size).to(device or "cpu")
         labels = (torch.arange(batch) // PER_CLASS % classes).to(images.device)
         calibrate(model, torch.randn_like(images))
         return Setting(registry, model, images, labels)
@@ -73,13 +73,13 @@ class Setting:
         measured = {
             target_name(matcher, site, name): value
             for matcher in matchers
-            for site, moments in self.targets.get(matcher.title, {}).items()
+            for site, moments in self.targets.get(matcher.full_name, {}).items()
             for name, value in moments.items()
         }
         density = self.registry.create(Regularizer, "dd")
         compiled = variant == "compiled"
         matched = matching_loss(
-            frozen(copy.deepcopy(self.model)), matchers, measured, self.labels, compiled, precision
+            freeze(copy.deepcopy(self.model)), matchers, measured, self.labels, compiled, precision
         )
         return lambda images: matched(images) + density.weight * density.loss(images, self.labels)
 
@@ -105,7 +105,7 @@ def matching_loss(
     precision: Precision,
 ) -> Loss:
     """Return the engine's cross-entropy and matching terms, nothing dropped, as one function of images."""
-    observer = Observer(model, Matching(model, matchers, measured), compiled, precision)
+    observer = MatchedBackbone(model, Matching(model, matchers, measured), compiled, precision)
     nothing_dropped = torch.ones(1, len(observer.sites), device=labels.device)
 
     def loss(images: Tensor) -> Tensor:

@@ -17,10 +17,13 @@ from benchmarks import harness
 
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
-    "gvbsm --help": ["-c", "import sys; sys.argv = ['gvbsm', '--help']; from gvbsm.cli import main; main()"],
+    "gvbsm --help": [
+        "-c",
+        "import sys; sys.argv = ['gvbsm', '--help']; from gvbsm.cli.main import main; main()",
+    ],
     "gvbsm run --help": [
         "-c",
-        "import sys; sys.argv = ['gvbsm', 'run', '--help']; from gvbsm.cli import main; main()",
+        "import sys; sys.argv = ['gvbsm', 'run', '--help']; from gvbsm.cli.main import main; main()",
     ],
     "import gvbsm": ["-c", "import gvbsm"],
     "import torch": ["-c", "import torch"],

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks import harness
 from benchmarks.setting import VARIANTS, Setting
-from gvbsm.observing import Precision, can_compile
+from gvbsm.matching.forward import Precision, can_compile
 
 RATIOS = {
     "eager/bare": ("eager", "bare"),
@@ -67,7 +67,7 @@ def _tables(report: dict[str, Any]) -> list[Table]:
         times = [harness.milliseconds(row["seconds"][name]) for name in variants]
         memory = [harness.mebibytes(row["peak_bytes"][name]) for name in variants]
         rows.append([row["backbone"], *times, *memory])
-    title = f"a step of {report['batch']} images of {report['side']}×{report['side']}, medians"
+    title = f"a step of {report['batch']} images of {report['image_size']}×{report['image_size']}, medians"
     every = [*report["rows"], {"backbone": "mean", "ratios": report["mean_ratios"]}]
     lines = [[row["backbone"], *(f"{row['ratios'][name]:.2f}" for name in shown)] for row in every]
     return [
@@ -79,7 +79,7 @@ def _tables(report: dict[str, Any]) -> list[Table]:
 @click.command(help=__doc__)
 @click.option("--backbone", multiple=True, help="NAME[:key=value,...]; repeatable. [default: the five small]")
 @click.option("--imagenet", is_flag=True, help="Four networks of torchvision, 224 pixels, 20 images.")
-@click.option("--side", type=int, help="Pixels. [default: 32]")
+@click.option("--image-size", type=int, help="Pixels. [default: 32]")
 @click.option("--batch", type=int, help="Images. [default: 50]")
 @click.option("--classes", type=int, default=10, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
@@ -91,7 +91,7 @@ def _tables(report: dict[str, Any]) -> list[Table]:
 def main(
     backbone: tuple[str, ...],
     imagenet: bool,
-    side: int | None,
+    image_size: int | None,
     batch: int | None,
     classes: int,
     rounds: int,
@@ -104,17 +104,17 @@ def main(
     """Compare the variants on each backbone."""
     place = harness.choose_device(device)
     backbones = backbone or (harness.IMAGENET_BACKBONES if imagenet else harness.CIFAR_BACKBONES)
-    side, batch = side or (224 if imagenet else 32), batch or (20 if imagenet else 50)
+    image_size, batch = image_size or (224 if imagenet else 32), batch or (20 if imagenet else 50)
     compiled = can_compile(place) if compiled is None else compiled
     variants = [name for name in VARIANTS if name != "compiled" or compiled]
     rows = []
     for name in backbones:
-        setting = Setting.make(name, side, batch, classes, device=place)
+        setting = Setting.make(name, image_size, batch, classes, device=place)
         rows.append({"backbone": name, **measure(setting, variants, rounds, clock, precision)})
         torch._dynamo.reset()  # or the graphs of all backbones stay in memory
     report = {
         "benchmark": "step",
-        "side": side,
+        "image_size": image_size,
         "batch": batch,
         "rounds": rounds,
         "clock": clock,

@@ -63,7 +63,7 @@ def child(kind: str, root: str, cache: str) -> None:
 
     from gvbsm_registry import Dataset, discover
 
-    component = discover().create(Dataset, {"use": kind, "root": root, "side": 8, "in_memory": False})
+    component = discover().create(Dataset, {"use": kind, "root": root, "image_size": 8, "in_memory": False})
     seconds = []
     for _ in range(2):
         started = time.perf_counter()

@@ -74,7 +74,7 @@ class TextbookStep:
         the order of `named_modules`; observed is the site's input.
     targets: matcher name → site name → {"mean", "var"}, as `measure` returns; "bn" may be left out, a
         BatchNorm2d's running statistics are then its targets.
-    momentum (α), drop (β_dr), first (factor on a matcher's first site) and weight (w) are one number, or
+    momentum (α), drop_rate (β_dr), first_site_weight and weight (w) are one number, or
         one for each matcher by name.
     start: running averages start at 0, or at the first batch's statistics.
     """
@@ -88,8 +88,8 @@ class TextbookStep:
         conv_channel: bool = True,
         conv_patch: bool = True,
         momentum: float | Mapping[str, float] = 0.8,
-        drop: float | Mapping[str, float] = 0.0,
-        first: float | Mapping[str, float] = 10.0,
+        drop_rate: float | Mapping[str, float] = 0.0,
+        first_site_weight: float | Mapping[str, float] = 10.0,
         weight: float | Mapping[str, float] = 0.01,
         start: Literal["zero", "first"] = "zero",
         dd_weight: float = 1.0,
@@ -98,8 +98,8 @@ class TextbookStep:
         self.model, self.start, self.dd_weight, self.patch_side = model, start, dd_weight, patch_side
         chosen = dict(zip(MATCHERS, (bn, conv_channel, conv_patch), strict=True))
         self.matchers = [matcher for matcher in MATCHERS if chosen[matcher]]
-        self.momentum, self.drop = _each(momentum), _each(drop)
-        self.first, self.weight = _each(first), _each(weight)
+        self.momentum, self.drop_rate = _each(momentum), _each(drop_rate)
+        self.first_site_weight, self.weight = _each(first_site_weight), _each(weight)
         self.sites = {matcher: _sites(model, matcher) for matcher in self.matchers}
         self.targets: Targets = dict(targets or {})
         if bn and "bn" not in self.targets:
@@ -125,7 +125,7 @@ class TextbookStep:
 
         def hook_for(matcher: str, site: str, factor: float) -> Callable[[nn.Module, tuple[Tensor]], None]:
             def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
-                if uniforms is not None and uniforms[site] < self.drop[matcher]:
+                if uniforms is not None and uniforms[site] < self.drop_rate[matcher]:
                     return
                 for name, value in _statistics(matcher, inputs[0], self.patch_side).items():
                     norms[matcher].append(factor * self._distance(matcher, site, name, value))
@@ -135,7 +135,7 @@ class TextbookStep:
         hooks = []
         for matcher, sites in self.sites.items():
             for index, (site, module) in enumerate(sites.items()):
-                factor = self.first[matcher] if index == 0 else 1.0
+                factor = self.first_site_weight[matcher] if index == 0 else 1.0
                 hooks.append((module, hook_for(matcher, site, factor)))
         with _hooked(hooks):
             logits = self.model(images)

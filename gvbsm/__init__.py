@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gvbsm.version import __version__
 
 if TYPE_CHECKING:
-    from gvbsm.distilled import DistilledDataset
+    from gvbsm.distilled.dataset import DistilledDataset
     from gvbsm.pipeline import run
 
 __all__ = ["DistilledDataset", "__version__", "run"]
@@ -15,7 +15,7 @@ __all__ = ["DistilledDataset", "__version__", "run"]
 
 def __getattr__(name: str) -> Any:  # torch is imported on first use, not by `import gvbsm`
     if name == "DistilledDataset":
-        from gvbsm.distilled import DistilledDataset
+        from gvbsm.distilled.dataset import DistilledDataset
 
         return DistilledDataset
     if name == "run":

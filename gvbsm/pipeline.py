@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from gvbsm import parallel
-from gvbsm import recipe as recipes
-from gvbsm.recipe import Recipe
+from gvbsm.recipe import loading
+from gvbsm.recipe.schema import Recipe
 from gvbsm.report import after_run
-from gvbsm.reporting import Reporter
-from gvbsm.scores import csv_text
+from gvbsm.results.scores import csv_text
+from gvbsm.runtime import distributed as parallel
+from gvbsm.runtime.reporting import Reporter
+from gvbsm.runtime.units import Unit, execute
+from gvbsm.runtime.workspace import Workspace, open_store
 from gvbsm.stages import evaluate, measure, pretrain, relabel, synthesize
-from gvbsm.units import Unit, execute
-from gvbsm.workspace import Workspace, open_store
 from gvbsm_registry import Executor, GvbsmError, Registry, discover
 from gvbsm_registry.artifacts import digest, remove_leftovers, write_text
 
@@ -49,7 +49,7 @@ def run(
     if until not in STAGES:
         raise GvbsmError(f"unknown stage {until!r}; there are: {', '.join(STAGES)}")
     registry = discover() if registry is None else registry
-    loaded = recipe if isinstance(recipe, Recipe) else recipes.load(recipe, registry, overrides)
+    loaded = recipe if isinstance(recipe, Recipe) else loading.load(recipe, registry, overrides)
     folder = Path(out).expanduser() if out else Path("runs") / f"{loaded.name}-{_short(loaded)}"
     store_folder, remote = open_store(store)
     where = choose_device(device)
@@ -87,11 +87,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def _check_folder(folder: Path, flag: str) -> None:
-    """Raise GvbsmError if `folder`, or what is to hold it, is no folder: hours before it is written to."""
+    """Raise GvbsmError if `folder`, or what is to hold it, is not a folder: hours before it is written to."""
     for place in (folder, *folder.parents):
         if place.exists():
             if not place.is_dir():
-                raise GvbsmError(f"{flag} {folder}: {place} is no folder; give another {flag}")
+                raise GvbsmError(f"{flag} {folder}: {place} is not a folder; give another {flag}")
             return
 
 
@@ -103,7 +103,7 @@ def is_claimed(folder: Path, recipe: Recipe, registry: Registry) -> bool:
     path = folder / "recipe.toml"
     if not path.exists():
         return False
-    found = recipes.load(path, registry)
+    found = loading.load(path, registry)
     if found != recipe:
         differ = ", ".join(_differences(found.tables(), recipe.tables()))
         raise GvbsmError(
@@ -142,14 +142,14 @@ def check_backbones(workspace: Workspace) -> None:
     recipe = workspace.recipe
     with torch.random.fork_rng(devices=[]):
         for backbone in (*recipe.backbones, *recipe.evaluation.students):
-            backbone.build(len(workspace.classes), workspace.train.side, workspace.train.channels)
+            backbone.build(len(workspace.classes), workspace.train.image_size, workspace.train.channels)
 
 
 def reopen(folder: Path) -> Path:
     """Return the recipe of an existing run folder; raises GvbsmError if it is none."""
     path = folder / "recipe.toml"
     if not path.is_file():
-        raise GvbsmError(f"{folder}: is no run folder (it has no recipe.toml); make one with 'gvbsm run'")
+        raise GvbsmError(f"{folder}: is not a run folder (it has no recipe.toml); make one with 'gvbsm run'")
     return path
 
 
@@ -171,7 +171,7 @@ def run_stages(workspace: Workspace, until: str = "evaluate") -> None:
         parts = synthesize.units(workspace, backbones, statistics)
         execute(workspace, "synthesize", parts)
         images = {"distilled": synthesize.assembly(workspace, parts)}
-        if workspace.recipe.evaluation.random:
+        if workspace.recipe.evaluation.random_baseline:
             images["random"] = synthesize.random_set(workspace)
         execute(workspace, "assemble", list(images.values()))
     if "relabel" in wanted:

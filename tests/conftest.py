@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from gvbsm import pipeline, recipe
-from gvbsm.reporting import Reporter
+from gvbsm import pipeline
+from gvbsm.recipe import loading
+from gvbsm.runtime.reporting import Reporter
+from gvbsm.runtime.units import Unit, execute
+from gvbsm.runtime.workspace import Workspace
 from gvbsm.stages import measure, pretrain, synthesize
-from gvbsm.units import Unit, execute
-from gvbsm.workspace import Workspace
 from gvbsm_registry import Executor, Registry, discover
 
 # Reports have tests of their own; every other run is spared the seconds that one takes.
@@ -34,7 +35,7 @@ TABLES: dict[str, Any] = {
         "log_every": 1,
         "augmentation": {"use": "crop_flip_roll", "padding": 1},
     },
-    "relabel": {"epochs": 4, "block": 2, "batch": 4},
+    "relabel": {"epochs": 4, "epochs_per_file": 2, "batch": 4},
     "evaluation": {"students": [{"use": "toy_net"}], "epochs": 2, "batch": 4, "test_every": 1},
 }
 
@@ -68,8 +69,8 @@ def make_workspace(registry: Registry, shared_store: Path, tmp_path: Path) -> Ma
     def make(*changes: tuple[str, Any], out: str = "out", store: Path | None = None) -> Workspace:
         tables = copy.deepcopy(TABLES)
         for key, value in changes:
-            recipe.override(tables, key, value)
-        made = recipe.make(tables, registry, where="toy")
+            loading.override(tables, key, value)
+        made = loading.make(tables, registry, where="toy")
         reporter = Reporter(tmp_path / out / "log.jsonl", registry, quiet=True)
         runner = registry.create(Executor, "local")
         where = torch.device("cpu")

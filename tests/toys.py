@@ -19,14 +19,14 @@ class ToyData(Dataset):
 
     per_class: int = 8
     tests: int = 20
-    side: int = 8
+    image_size: int = 8
     channels: int = 1
     names: tuple[str, ...] = ("ant", "bee", "cat")
     noise: float = 40.0
     streamed: bool = Field(False, description="read in batches by worker processes")
 
     def open(self, split: Literal["train", "test"], cache: Path) -> Split:
-        shape = (len(self.names), self.channels, self.side, self.side)
+        shape = (len(self.names), self.channels, self.image_size, self.image_size)
         pictures = 60 + 135 * torch.rand(shape, generator=torch.Generator().manual_seed(5))
         count = self.per_class if split == "train" else self.tests
         labels = torch.arange(len(self.names)).repeat(count)
@@ -42,7 +42,7 @@ class _Streamed(Split):
 
     def __init__(self, inner: TensorSplit) -> None:
         self.inner, self.classes, self.labels = inner, inner.classes, inner.labels
-        self.side, self.channels = inner.side, inner.channels
+        self.image_size, self.channels = inner.image_size, inner.channels
 
     def read(self, indices: Tensor) -> Tensor:
         return self.inner.read(indices)
@@ -59,7 +59,7 @@ class ToyNet(Backbone):
 
     width: int = 6
 
-    def build(self, classes: int, side: int, channels: int) -> nn.Module:
+    def build(self, classes: int, image_size: int, channels: int) -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(channels, self.width, 3, padding=1),
             nn.BatchNorm2d(self.width),
@@ -68,7 +68,7 @@ class ToyNet(Backbone):
             nn.BatchNorm2d(2 * self.width),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(2 * self.width * ((side + 1) // 2) ** 2, classes),
+            nn.Linear(2 * self.width * ((image_size + 1) // 2) ** 2, classes),
         )
 
 

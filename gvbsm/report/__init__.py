@@ -13,7 +13,7 @@ from gvbsm_registry.artifacts import digest, write_text
 from gvbsm_registry.card import write_card
 
 if TYPE_CHECKING:
-    from gvbsm.workspace import Workspace
+    from gvbsm.runtime.workspace import Workspace
 
 TEMPLATE = "template.html.j2"
 

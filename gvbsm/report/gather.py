@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gvbsm.runtime.units import Unit
+from gvbsm.runtime.workspace import Workspace
 from gvbsm.stages import measure, pretrain
-from gvbsm.units import Unit
-from gvbsm.workspace import Workspace
 from gvbsm_registry import Artifact, GvbsmError
 from gvbsm_registry.artifacts import read
 
@@ -109,7 +109,13 @@ def _image_set(workspace: Workspace, name: str, notes: list[str]) -> Artifact | 
 def real_sample(workspace: Workspace, shown: list[int]) -> Sample:
     """Return the first training images of the classes shown, fewer where images are large."""
     train = workspace.train
-    room = PER_CLASS * len(shown) * PICTURES[0] * PICTURES[1] // max(train.side**2, PICTURES[0] * PICTURES[1])
+    room = (
+        PER_CLASS
+        * len(shown)
+        * PICTURES[0]
+        * PICTURES[1]
+        // max(train.image_size**2, PICTURES[0] * PICTURES[1])
+    )
     each = max(1, max(LEAST_IMAGES, room) // max(1, len(shown)))
     index = torch.cat([(train.labels == label).nonzero().flatten()[:each] for label in shown])
     return Sample(train.read(index), train.labels[index])
@@ -141,13 +147,13 @@ def _records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 def _facts(workspace: Workspace, distilled: Artifact | None) -> dict[str, str]:
     recipe = workspace.recipe
-    side, channels = workspace.train.side, workspace.train.channels
+    image_size, channels = workspace.train.image_size, workspace.train.channels
     facts = {
         "recipe": recipe.name,
         "reproduces": recipe.reproduces or "nothing stated",
-        "data": f"{recipe.data.title}: {len(workspace.train):,} training and {len(workspace.test):,} test "
-        f"images, {len(workspace.classes):,} classes, {side}×{side}×{channels}",
-        "start": f"{recipe.synthesis.initializer.title}, {recipe.synthesis.iterations:,} iterations",
+        "data": f"{recipe.data.full_name}: {len(workspace.train):,} training and {len(workspace.test):,} "
+        f"test images, {len(workspace.classes):,} classes, {image_size}×{image_size}×{channels}",
+        "start": f"{recipe.synthesis.initializer.full_name}, {recipe.synthesis.iterations:,} iterations",
         "images per class": str(recipe.synthesis.ipc),
         "seed": str(recipe.seed),
     }

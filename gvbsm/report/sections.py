@@ -15,8 +15,8 @@ from torch.nn.functional import cosine_similarity, normalize
 from gvbsm.report import figures
 from gvbsm.report.figures import Figure, data_uri
 from gvbsm.report.gather import Run, Sample
-from gvbsm.scores import Scores, scores, spread
-from gvbsm.tables import grouped, labels_of, percent
+from gvbsm.results.scores import Scores, scores, spread
+from gvbsm.results.tables import grouped, labels_of, percent
 
 POINTS = 250
 STRIP, TILE = 10, 64
@@ -135,13 +135,15 @@ def _strip(which: str, sample: Sample, label: int, name: str) -> Strip:
     from PIL import Image
 
     images = sample.images[sample.labels == label][:STRIP]
-    side = images.shape[-1]
-    tile = min(side, TILE)
+    image_size = images.shape[-1]
+    tile = min(image_size, TILE)
     sheet = Image.new("RGBA", (len(images) * (tile + 1) - 1, tile))
     for position, image in enumerate(images):
         pixels = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
         picture = Image.fromarray(pixels.contiguous().numpy()).convert("RGB")
-        sheet.paste(picture.resize((tile, tile)) if tile < side else picture, (position * (tile + 1), 0))
+        sheet.paste(
+            picture.resize((tile, tile)) if tile < image_size else picture, (position * (tile + 1), 0)
+        )
     file = io.BytesIO()
     sheet.save(file, "WEBP", lossless=tile <= LOSSLESS_SIDE, quality=80)
     alt = f"{len(images)} {which} {'image' if len(images) == 1 else 'images'} of class {name}"

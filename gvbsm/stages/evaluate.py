@@ -8,13 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gvbsm import parallel
-from gvbsm.distilled import LabelBlocks
-from gvbsm.normalized import Normalized
-from gvbsm.recipe import Evaluation
-from gvbsm.training import Batch, Loss, accuracy, fit, fit_real, hard_loss, lots_of, own_view, sgd, test
-from gvbsm.units import Payload, Unit, seed_of
-from gvbsm.workspace import Workspace
+from gvbsm.distilled.dataset import LabelBlocks
+from gvbsm.distilled.normalized import Normalized
+from gvbsm.recipe.schema import Evaluation
+from gvbsm.runtime import distributed as parallel
+from gvbsm.runtime.units import Payload, Unit, seed_of
+from gvbsm.runtime.workspace import Workspace
+from gvbsm.stages.training import (
+    Batch,
+    Loss,
+    accuracy,
+    fit,
+    fit_real,
+    hard_loss,
+    own_view,
+    sgd,
+    split_batches,
+    test,
+)
 from gvbsm_registry.artifacts import read
 
 STAGE = "evaluate"
@@ -28,7 +39,14 @@ def units(workspace: Workspace, images: dict[str, Unit], labels: dict[str, list[
     recipe = workspace.recipe
     section = recipe.evaluation
     options = recipe.model_dump(mode="json", include={"evaluation", "pretrain", "relabel"})
-    for name in ("students", "seeds", "distilled_hard", "full", "plain", "random"):
+    for name in (
+        "students",
+        "seeds",
+        "distilled_hard",
+        "full_baseline",
+        "without_augmentation",
+        "random_baseline",
+    ):
         options["evaluation"].pop(name)
     planned = []
     for which, kind, augmented in trainings(section):
@@ -42,7 +60,7 @@ def units(workspace: Workspace, images: dict[str, Unit], labels: dict[str, list[
                     "inputs": inputs,
                     "set": which,
                     "labels": kind,
-                    "student": student.table(),
+                    "student": student.to_recipe(),
                     "seed": seed,
                 }
                 if not augmented:
@@ -53,7 +71,7 @@ def units(workspace: Workspace, images: dict[str, Unit], labels: dict[str, list[
                     "labels": labels[which] if kind == "soft" else [],
                 }
                 place = workspace.out / "units" / STAGE
-                name = f"{which}/{kind}{'' if augmented else ' plain'} {student.title} seed {seed}"
+                name = f"{which}/{kind}{'' if augmented else ' plain'} {student.full_name} seed {seed}"
                 planned.append(
                     Unit(STAGE, name, "accuracy", place, depends, train_student, arguments, shared=True)
                 )
@@ -63,11 +81,11 @@ def units(workspace: Workspace, images: dict[str, Unit], labels: dict[str, list[
 def trainings(section: Evaluation) -> list[tuple[str, str, bool]]:
     """Return what every student is trained on: (set, kind of labels, whether with augmentation)."""
     found = [("distilled", "soft", True)]
-    found += [("random", "hard", True), ("random", "soft", True)] if section.random else []
+    found += [("random", "hard", True), ("random", "soft", True)] if section.random_baseline else []
     found += [("distilled", "hard", True)] if section.distilled_hard else []
-    found += [("distilled", "hard", False)] if section.plain else []
-    found += [("random", "hard", False)] if section.plain and section.random else []
-    found += [("full", "hard", True)] if section.full else []
+    found += [("distilled", "hard", False)] if section.without_augmentation else []
+    found += [("random", "hard", False)] if section.without_augmentation and section.random_baseline else []
+    found += [("full", "hard", True)] if section.full_baseline else []
     return found
 
 
@@ -157,24 +175,24 @@ def _batches(
     images = Normalized(artifact.tensors["images"], workspace.normalize)
     labels = artifact.tensors["labels"]
     blocks = LabelBlocks(path.parent, artifact.key)
-    classes, side = len(workspace.classes), images.shape[-1]
+    classes, image_size = len(workspace.classes), images.shape[-1]
     device = workspace.device
 
     def soft(epoch: int) -> Iterable[Batch]:
         labelled = blocks.epoch(epoch)
-        for lot in lots_of(torch.randperm(len(labels), generator=generator), recipe.evaluation.batch):
+        for lot in split_batches(torch.randperm(len(labels), generator=generator), recipe.evaluation.batch):
             index = parallel.mine(lot)
-            truth = labelled.views.truth(labels, index, classes, side)
+            truth = labelled.views.truth(labels, index, classes, image_size)
             logits = labelled.logits[index].to(device)
             loss = _soft_loss(recipe.evaluation.objective, logits, truth.to(device), len(lot))
             yield labelled.views.apply(images, index), loss
 
     def hard(epoch: int) -> Iterable[Batch]:
-        for lot in lots_of(torch.randperm(len(labels), generator=generator), recipe.evaluation.batch):
+        for lot in split_batches(torch.randperm(len(labels), generator=generator), recipe.evaluation.batch):
             index = parallel.mine(lot)
             seen = images[index]
             if unit.depends.get("augmented", True):
-                seen = own_view(recipe.relabel.augmentation, len(lot), side, generator).apply(seen)
+                seen = own_view(recipe.relabel.augmentation, len(lot), image_size, generator).apply(seen)
             yield seen, hard_loss(labels[index].to(device), len(lot))
 
     return soft if unit.depends["labels"] == "soft" else hard
@@ -199,7 +217,7 @@ def _record(workspace: Workspace, unit: Unit, curve: list[tuple[int, float]]) ->
         "labels": kind,
         "augmented": unit.depends.get("augmented", True),
         "ipc": None if full else recipe.synthesis.ipc,
-        "student": unit.arguments["student"].title,
+        "student": unit.arguments["student"].full_name,
         "seed": unit.depends["seed"],
         "top1": curve[-1][1],
         "best_top1": max(accuracy for _, accuracy in curve),
@@ -212,4 +230,4 @@ def _record(workspace: Workspace, unit: Unit, curve: list[tuple[int, float]]) ->
 
 def _bytes_of_real(workspace: Workspace) -> int:
     train = workspace.train
-    return len(train) * train.channels * train.side**2
+    return len(train) * train.channels * train.image_size**2

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gvbsm.gauge import Gauge
+from gvbsm.matching.collector import StatisticsCollector
+from gvbsm.runtime.units import Payload, Unit
+from gvbsm.runtime.workspace import Workspace
 from gvbsm.stages import pretrain
-from gvbsm.units import Payload, Unit
-from gvbsm.workspace import Workspace
 from gvbsm_registry import Matcher
 
 STAGE = "measure"
@@ -98,21 +98,21 @@ def _sums(
     """Return the batches' statistics times their images, summed over a shard's batches, and its images."""
     section = workspace.recipe.measure
     module = pretrain.load(workspace, unit.arguments["backbone"])
-    gauge = Gauge(module, unit.arguments["matchers"])
+    gauge = StatisticsCollector(module, unit.arguments["matchers"])
     generator = torch.Generator().manual_seed(seed)
     train = workspace.train
     lots = torch.randperm(len(train), generator=generator).split(section.batch)
     number, count = shard
     first, last = number * len(lots) // count, (number + 1) * len(lots) // count
     for lot in lots[:first]:  # what the shards before draw
-        section.augmentation.draw(len(lot), train.side, generator)
+        section.augmentation.draw(len(lot), train.image_size, generator)
     seen = 0
     totals: dict[str, Tensor] = {}
     if first == last:
         return totals, seen
     total_images = sum(len(lot) for lot in lots[first:last])
     for images, _ in workspace.batches(train, lots[first:last]):
-        view = section.augmentation.draw(len(images), train.side, generator)
+        view = section.augmentation.draw(len(images), train.image_size, generator)
         found = gauge(view.apply(images))
         if not totals:
             totals = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in found.items()}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gvbsm.frozen import frozen
-from gvbsm.training import fit_real, top1
-from gvbsm.units import Payload, Unit
-from gvbsm.workspace import Workspace
+from gvbsm.matching.frozen import freeze
+from gvbsm.runtime.units import Payload, Unit
+from gvbsm.runtime.workspace import Workspace
+from gvbsm.stages.training import fit_real, top1
 from gvbsm_registry import Backbone, GvbsmError
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ def units(workspace: Workspace) -> list[Unit]:
     """Plan one unit for each backbone; its artifact holds the module's state and its test accuracy."""
     recipe = workspace.recipe
     options = recipe.model_dump(mode="json", include={"pretrain"})["pretrain"]
-    options.pop("floor")  # a gate, not something that the weights depend on
+    options.pop("min_accuracy")  # a gate, not something that the weights depend on
     planned = []
     for index, backbone in enumerate(recipe.backbones):
-        table = backbone.table()
+        table = backbone.to_recipe()
         table.pop("match_weight")
         depends = {
             "backbone": table,
@@ -55,13 +55,13 @@ def units(workspace: Workspace) -> list[Unit]:
 def label(workspace: Workspace, index: int) -> str:
     """Return the name of the backbone at `index`, numbered if the recipe has it more than once."""
     copy = _copy(workspace, index)
-    title = workspace.recipe.backbones[index].title
+    title = workspace.recipe.backbones[index].full_name
     return title if copy == 0 else f"{title}-{copy + 1}"
 
 
 def _copy(workspace: Workspace, index: int) -> int:
     """How often the same backbone, with the same name, stands before `index`: copies are trained anew."""
-    titles = [backbone.title for backbone in workspace.recipe.backbones]
+    titles = [backbone.full_name for backbone in workspace.recipe.backbones]
     return titles[:index].count(titles[index])
 
 
@@ -85,7 +85,7 @@ def train_backbone(workspace: Workspace, unit: Unit) -> Payload:
     accuracy = top1(workspace, module)
     meta: dict[str, Any] = {
         "classes": list(workspace.classes),
-        "backbone": backbone.table(),
+        "backbone": backbone.to_recipe(),
         "top1": accuracy,
         "epochs": workspace.recipe.pretrain.epochs,
         "moments": workspace.moments,
@@ -102,7 +102,7 @@ def check(workspace: Workspace, planned: list[Unit]) -> None:
     """
     chance = 1 / len(workspace.classes)
     noise = CHANCE_DEVIATIONS * (chance * (1 - chance) / len(workspace.test)) ** 0.5
-    floor = max(workspace.recipe.pretrain.floor, min(chance + noise, 1.0))
+    floor = max(workspace.recipe.pretrain.min_accuracy, min(chance + noise, 1.0))
     for unit in planned:
         artifact = unit.read()
         workspace.check(artifact, str(unit.path))
@@ -110,8 +110,9 @@ def check(workspace: Workspace, planned: list[Unit]) -> None:
         if accuracy < floor:
             raise GvbsmError(
                 f"backbone {unit.name!r} reaches {accuracy:.1%} on the test split, below the {floor:.1%} "
-                "that it needs (chance, or pretrain.floor); train longer (--set pretrain.epochs=N), give it "
-                "weights or leave it out"
+                "that it needs (chance, or pretrain.min_accuracy); train"
+                " longer (--set pretrain.epochs=N), give "
+                "it weights or leave it out"
             )
 
 
@@ -128,4 +129,4 @@ def load(workspace: Workspace, unit: Unit) -> nn.Module:
             f"{unit.path}: does not fit backbone {unit.name!r} as it is built now (another version made it); "
             "delete the file and run again"
         ) from error
-    return frozen(module)
+    return freeze(module)

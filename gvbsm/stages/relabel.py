@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gvbsm.labels import LAYOUT, pack
-from gvbsm.normalized import Normalized
-from gvbsm.recipe import Relabel
+from gvbsm.distilled.labels import LAYOUT, pack
+from gvbsm.distilled.normalized import Normalized
+from gvbsm.distilled.views import EpochViews, draw
+from gvbsm.recipe.schema import Relabel
+from gvbsm.runtime.units import Payload, Unit
+from gvbsm.runtime.workspace import Workspace
 from gvbsm.stages import pretrain
-from gvbsm.units import Payload, Unit
-from gvbsm.views import EpochViews, draw
-from gvbsm.workspace import Workspace
 from gvbsm_registry import GvbsmError
 from gvbsm_registry.artifacts import read
 
@@ -23,12 +23,12 @@ def units(workspace: Workspace, images: Unit, backbones: list[Unit]) -> list[Uni
     recipe = workspace.recipe
     section = recipe.relabel
     options = recipe.model_dump(mode="json", include={"relabel"})["relabel"]
-    for name in ("epochs", "keep"):  # a longer run keeps the blocks of a shorter one
+    for name in ("epochs", "keep_fraction"):  # a longer run keeps the blocks of a shorter one
         options.pop(name)
     planned = []
     epochs = kept_epochs(section)
-    for number, first in enumerate(range(0, epochs, section.block)):
-        count = min(section.block, epochs - first)
+    for number, first in enumerate(range(0, epochs, section.epochs_per_file)):
+        count = min(section.epochs_per_file, epochs - first)
         depends = {
             "options": options,
             "layout": LAYOUT,
@@ -50,11 +50,11 @@ def kept_epochs(section: Relabel) -> int:
 
     Whole epochs, so that every image keeps equally many views; which views they are is random already.
     """
-    return max(1, round(section.keep * section.epochs))
+    return max(1, round(section.keep_fraction * section.epochs))
 
 
 def label_block(workspace: Workspace, unit: Unit) -> Payload:
-    """Label a block of E epochs of N images; `gvbsm.labels.pack` says what the artifact holds.
+    """Label a block of E epochs of N images; `gvbsm.distilled.labels.pack` says what the artifact holds.
 
     Raises GvbsmError if a logit is not finite.
     """
@@ -79,7 +79,7 @@ def label_block(workspace: Workspace, unit: Unit) -> Payload:
         workspace.reporter.progress(f"relabel {unit.name}", epoch - first + 1, count)
     meta = {
         "layout": LAYOUT,
-        "codec": workspace.recipe.relabel.codec.table(),
+        "codec": workspace.recipe.relabel.codec.to_recipe(),
         "classes": list(workspace.classes),
         "images": unit.depends["images"],
         "first_epoch": first,

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gvbsm.matching import Matching
-from gvbsm.observing import Observer
-from gvbsm.optimisation import NotFinite, Optimisation, Rival, Told
-from gvbsm.recipe import Synthesis
-from gvbsm.sources import Source
+from gvbsm.matching.forward import MatchedBackbone
+from gvbsm.matching.terms import Matching
+from gvbsm.recipe.schema import Synthesis
+from gvbsm.runtime.units import Payload, Unit, out_of_memory
+from gvbsm.runtime.workspace import Workspace
 from gvbsm.stages import pretrain
-from gvbsm.units import Payload, Unit, out_of_memory
-from gvbsm.workspace import Workspace
+from gvbsm.stages.real_images import Source
+from gvbsm.synthesis.loop import NotFinite, Optimisation, Rival, Told
 from gvbsm_registry import Artifact, GvbsmError, Step
 from gvbsm_registry.artifacts import write
 
@@ -27,11 +27,11 @@ STAGE = "synthesize"
 def batches(classes: int, section: Synthesis) -> list[tuple[list[int], list[int]]]:
     """Split the set into image batches, each a list of labels and one of ranks within the class.
 
-    "reorder": all images of as many classes as fit (a class larger than the batch is split).
-    "original": one image of each of as many classes as fit.
+    "by_class": all images of as many classes as fit (a class larger than the batch is split).
+    "across_classes": one image of each of as many classes as fit.
     """
     ipc, size = section.ipc, section.batch
-    if section.loop == "original":
+    if section.batching == "across_classes":
         pairs = [(label, rank) for rank in range(ipc) for label in range(classes)]
         chunks = [
             pairs[start + first : start + min(first + size, classes)]
@@ -67,7 +67,9 @@ def units(workspace: Workspace, backbones: list[Unit], statistics: list[Unit]) -
     }
     planned = []
     split = batches(len(workspace.classes), section)
-    for numbers in groups([len(labels) for labels, _ in split], section.group or _group(workspace)):
+    for numbers in groups(
+        [len(labels) for labels, _ in split], section.batches_per_step or _group(workspace)
+    ):
         depends = {**common, "batches": numbers, "members": [split[number] for number in numbers]}
         arguments = {"backbones": backbones, "statistics": statistics}
         name = f"batch-{numbers[0]:04d}" + (f"-{numbers[-1]:04d}" if len(numbers) > 1 else "")
@@ -95,7 +97,7 @@ def _group(workspace: Workspace) -> int:
     if workspace.device.type != "cuda":
         return 1
     memory = torch.cuda.get_device_properties(workspace.device).total_memory
-    pixels = workspace.recipe.synthesis.batch * workspace.train.side**2
+    pixels = workspace.recipe.synthesis.batch * workspace.train.image_size**2
     return max(1, int(memory / 2 / (16000 * pixels)))
 
 
@@ -121,7 +123,7 @@ def _optimised(workspace: Workspace, unit: Unit, places: range) -> list[tuple[Te
             raise
     warnings.warn(
         f"{unit.name}: {len(places)} image batches at once find no memory on {workspace.device}; halving "
-        "(set synthesis.group to start with fewer)",
+        "(set synthesis.batches_per_step to start with fewer)",
         stacklevel=2,
     )
     if workspace.device.type == "cuda":
@@ -183,9 +185,9 @@ def _rivals(workspace: Workspace, unit: Unit, groups: int) -> list[Rival]:
             artifact = measured.read()
             workspace.check(artifact, str(measured.path))
             targets = artifact.tensors
-        matching = Matching(module, section.matchers, targets, groups, section.average_start)
+        matching = Matching(module, section.matchers, targets, groups, section.ema_init)
         compiled = pays(section, len(recipe.backbones)) if section.compile == "auto" else section.compile
-        observer = Observer(module, matching, bool(compiled), section.precision)
+        observer = MatchedBackbone(module, matching, bool(compiled), section.precision)
         rivals.append(Rival(planned.name, observer, backbone.match_weight))
     return rivals
 
@@ -225,7 +227,7 @@ def set_meta(workspace: Workspace) -> dict[str, Any]:
         "mean": mean,
         "std": std,
         "ipc": workspace.recipe.synthesis.ipc,
-        "data": workspace.recipe.data.title,
+        "data": workspace.recipe.data.full_name,
     }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
-from gvbsm_registry import Augmentation, Component, View, hookimpl, whole
+from gvbsm_registry import Augmentation, Component, View, hookimpl, identity_view
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -20,8 +20,8 @@ class WholeImage(Augmentation):
 
     name = "none"
 
-    def draw(self, count: int, side: int, generator: Generator) -> View:
-        return whole(count, side)
+    def draw(self, count: int, image_size: int, generator: Generator) -> View:
+        return identity_view(count, image_size)
 
 
 class _FlipRoll(Augmentation):
@@ -51,16 +51,16 @@ class CropFlipRoll(_FlipRoll):
 
     padding: int = Field(4, ge=0, description="pixels added on each side before cropping")
 
-    def draw(self, count: int, side: int, generator: Generator) -> View:
+    def draw(self, count: int, image_size: int, generator: Generator) -> View:
         import torch
 
-        boxes = torch.full((count, 4), float(side))
+        boxes = torch.full((count, 4), float(image_size))
         boxes[:, :2] = torch.randint(-self.padding, self.padding + 1, (count, 2), generator=generator).float()
         return View(boxes, self.flips(count, generator), self.rolls(count, generator))
 
 
 class ResizedCrop(_FlipRoll):
-    """A box of random area and shape, resized to the image's side, then flip, then roll.
+    """A box of random area and shape, resized to the image's size, then flip, then roll.
 
     Boxes are distributed as torchvision's RandomResizedCrop draws them: area uniform in `scale`, logarithm of
     width/height uniform in `ratio`, whole pixels, anywhere in the image; after ten boxes that do not fit, the
@@ -86,35 +86,35 @@ class ResizedCrop(_FlipRoll):
             raise ValueError("must not be above 1, the whole image")
         return limits
 
-    def draw(self, count: int, side: int, generator: Generator) -> View:
+    def draw(self, count: int, image_size: int, generator: Generator) -> View:
         import torch
 
         def uniform(low: float, high: float, *shape: int) -> Tensor:
             return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
-        area = side * side * uniform(*self.scale, count, TRIES)
+        area = image_size * image_size * uniform(*self.scale, count, TRIES)
         ratio = uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), count, TRIES).exp()
         sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=-1).round()
-        fits = ((sizes > 0) & (sizes <= side)).all(-1)
+        fits = ((sizes > 0) & (sizes <= image_size)).all(-1)
         first = fits.int().argmax(1)  # of equal values argmax takes the first
         size = sizes[torch.arange(count), first]
-        corner = (uniform(0, 1, count, 2) * (side - size + 1)).floor()
+        corner = (uniform(0, 1, count, 2) * (image_size - size + 1)).floor()
 
-        central = torch.tensor(self._fallback(side), dtype=torch.float64)
+        central = torch.tensor(self._fallback(image_size), dtype=torch.float64)
         found = fits.any(1, keepdim=True)
         size = torch.where(found, size, central)
-        corner = torch.where(found, corner, ((side - central) / 2).floor())
+        corner = torch.where(found, corner, ((image_size - central) / 2).floor())
         boxes = torch.cat([corner, size], dim=1).float()
         return View(boxes, self.flips(count, generator), self.rolls(count, generator))
 
-    def _fallback(self, side: int) -> tuple[float, float]:
+    def _fallback(self, image_size: int) -> tuple[float, float]:
         """Return (height, width) of the largest box of allowed shape."""
         low, high = self.ratio
         if low > 1:
-            return max(1, round(side / low)), side
+            return max(1, round(image_size / low)), image_size
         if high < 1:
-            return side, max(1, round(side * high))
-        return side, side
+            return image_size, max(1, round(image_size * high))
+        return image_size, image_size
 
 
 @hookimpl

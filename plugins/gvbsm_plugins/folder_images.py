@@ -78,13 +78,13 @@ class FolderImages(Initializer):
                     f"{self.root}: class {train.classes[label]!r} has {len(paths)} pictures where {rank + 1} "
                     f"are asked for; set synthesis.ipc = {len(paths)}"
                 )
-            found.append(torch.tensor(_decoded(paths[rank], train.side, train.channels)))
+            found.append(torch.tensor(_decoded(paths[rank], train.image_size, train.channels)))
         return source.normalize(torch.stack(found))
 
 
-def _decoded(path: Path, side: int, channels: int) -> Any:
+def _decoded(path: Path, image_size: int, channels: int) -> Any:
     try:
-        return decode(read_bytes(os.fspath(path)), printable(os.fspath(path)), side, channels)
+        return decode(read_bytes(os.fspath(path)), printable(os.fspath(path)), image_size, channels)
     except BrokenPictureError as error:
         raise GvbsmError(f"{error}; replace it") from error
 
@@ -132,7 +132,7 @@ def _from_manifest(folder: Path) -> dict[str | int, list[Path]]:
                 raise IndexError(f"label {label}")
             found[names[label]].append(folder / inner)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise GvbsmError(f"{path}: is no manifest of a set ({error}); export it again") from error
+        raise GvbsmError(f"{path}: is not a manifest of a set ({error}); export it again") from error
     if len(names) != len(manifest["classes"]) or not all(found.values()):
         raise GvbsmError(f"{path}: classes have equal names or no picture; export it again")
     return found

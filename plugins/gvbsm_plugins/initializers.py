@@ -26,7 +26,7 @@ class Noise(Initializer):
     def images(self, labels: Tensor, ranks: Tensor, source: Source, generator: Generator) -> Tensor:
         import torch
 
-        shape = (len(labels), source.train.channels, source.train.side, source.train.side)
+        shape = (len(labels), source.train.channels, source.train.image_size, source.train.image_size)
         return torch.randn(shape, generator=generator, device=generator.device)
 
 

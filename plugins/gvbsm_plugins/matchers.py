@@ -60,12 +60,12 @@ class ConvChannelMatcher(Matcher):
 class ConvPatchMatcher(Matcher):
     """The patch half of L_Conv (Eqs. 9, 10): PM and PV of each convolution's input.
 
-    float [⌈H/side⌉, ⌈W/side⌉] each, over batch, channels and the pixels of a patch.
+    float [⌈H/patch_size⌉, ⌈W/patch_size⌉] each, over batch, channels and the pixels of a patch.
     """
 
     name = "conv_patch"
 
-    side: int = Field(4, ge=1, description="N_p: patch side in pixels of the site's map")
+    patch_size: int = Field(4, ge=1, description="N_p: patch patch_size in pixels of the site's map")
 
     def sites(self, model: Module) -> list[str]:
         from torch.nn import Conv2d
@@ -73,7 +73,7 @@ class ConvPatchMatcher(Matcher):
         return _named(model, Conv2d)
 
     def statistics(self, activation: Activation) -> dict[str, Tensor]:
-        mean, var = activation.patch_moments(self.side)
+        mean, var = activation.patch_moments(self.patch_size)
         return {"mean": mean, "var": var}
 
 

@@ -18,7 +18,7 @@ POOLED_SIDE = 32
 class DataDensification(Regularizer):
     """L_DD (Eq. 5): Σ_y KL( stop_grad(softmax(Σ_y / τ)) ‖ softmax(Σ_y) ), the sum over the batch's classes.
 
-    Σ_y are the eigenvalues of the Gram matrix of class y's images, average-pooled to 32×32 (a smaller side is
+    Σ_y are the eigenvalues of the Gram matrix of class y's images, average-pooled to 32×32 (smaller ones are
     kept) and flattened. A class with one image adds 0. Images that are not finite give NaN.
     """
 

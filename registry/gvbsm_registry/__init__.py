@@ -27,7 +27,7 @@ from gvbsm_registry.kinds import (
 )
 from gvbsm_registry.source import Source
 from gvbsm_registry.splits import Split, TensorSplit
-from gvbsm_registry.views import View, whole
+from gvbsm_registry.views import View, identity_view
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -59,6 +59,6 @@ __all__ = [
     "View",
     "discover",
     "hookimpl",
+    "identity_view",
     "relay",
-    "whole",
 ]

@@ -72,7 +72,7 @@ def check_contract(module: ModuleType) -> None:
     except InvalidSpecifier:
         allowed = None
     if allowed is None:
-        raise GvbsmError(f'requires_contract is {required!r}, which is no version range such as ">=1,<2"')
+        raise GvbsmError(f'requires_contract is {required!r}, which is not a version range such as ">=1,<2"')
     if CONTRACT_VERSION not in allowed:
         raise GvbsmError(
             f"needs a contract {required}, and this gvbsm has contract {CONTRACT_VERSION}; install another "

@@ -206,7 +206,7 @@ def peek(path: Path) -> dict[str, str]:
         )
     try:
         if not isinstance(json.loads(header["meta"]), dict):
-            raise ValueError("its meta is no table")
+            raise ValueError("its meta is not a table")
     except (ValueError, RecursionError) as error:
         raise _broken(path, str(error)) from error
     return header

@@ -72,7 +72,7 @@ class Registry:
             self._owners.get((kind.kind, family)) if "/" in name and not name.endswith("/") else None
         )
         if owners is None:
-            raise GvbsmError(unknown(kind.kind, name, self.names(kind)) + self._broken_plugins())
+            raise GvbsmError(unknown_name(kind.kind, name, self.names(kind)) + self._broken_plugins())
         if len(owners) > 1:
             raise GvbsmError(_duplicate(owners))
         component = owners[0][0]
@@ -94,7 +94,7 @@ class Registry:
         try:
             return component.model_validate(options)
         except ValidationError as error:
-            raise GvbsmError(f"{kind.kind} {name!r}: {explain(error, component)}") from error
+            raise GvbsmError(f"{kind.kind} {name!r}: {format_validation_error(error, component)}") from error
 
     def owner(self, component: type[Component]) -> Plugin:
         """Return the plugin that added a component class."""
@@ -138,7 +138,7 @@ def discover(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Regis
     names = admission.wanted() if entry_points is None else None
     for missing in admission.check_wanted(found, names):
         installed = {point.name for point in found} | {admission.BUILT_IN}
-        raise GvbsmError(f"{admission.VARIABLE}: {unknown('plugin', missing, installed)}")
+        raise GvbsmError(f"{admission.VARIABLE}: {unknown_name('plugin', missing, installed)}")
     plugins = []
     for point in sorted(found, key=lambda point: (point.name, *admission.origin(point))):
         if admission.is_wanted(point, names):
@@ -192,7 +192,7 @@ def _check_hooks(module: ModuleType) -> None:
         if not inspect.isfunction(value) or not (marked or name.startswith("gvbsm_")):
             continue
         if name not in known:
-            raise GvbsmError(unknown("hook", name, known))
+            raise GvbsmError(unknown_name("hook", name, known))
         if not marked:
             raise GvbsmError(f"the hook {name} is not marked with @hookimpl")
 
@@ -200,7 +200,7 @@ def _check_hooks(module: ModuleType) -> None:
 def _take(plugin: Plugin, component: object) -> None:
     if not (inspect.isclass(component) and issubclass(component, Component)):
         plugin.problems.append(
-            f"registers {component!r}, which is no Component class; it is left out until "
+            f"registers {component!r}, which is not a Component class; it is left out until "
             "gvbsm_components returns only classes derived from a kind"
         )
     elif not _has_kind(component) or not component.name or not isinstance(component.name, str):
@@ -221,7 +221,7 @@ def _has_kind(component: type[Component]) -> bool:
     return any(issubclass(component, kind) and component.kind == kind.kind for kind in KINDS)
 
 
-def unknown(what: str, name: str, available: Iterable[str]) -> str:
+def unknown_name(what: str, name: str, available: Iterable[str]) -> str:
     """Return the line for an unknown name: the nearest names first, then all that exist."""
     names = sorted(available)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -229,13 +229,13 @@ def unknown(what: str, name: str, available: Iterable[str]) -> str:
     return f"unknown {what} {name!r}; {hint}available: {', '.join(names) or 'none'}"
 
 
-def explain(error: ValidationError, model: type[Any]) -> str:
+def format_validation_error(error: ValidationError, model: type[Any]) -> str:
     """Return a validation error as one line that names each key, what is wrong and what is allowed."""
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
-            lines.append(unknown("option", key, model.model_fields))
+            lines.append(unknown_name("option", key, model.model_fields))
         elif item["type"] in ("gvbsm", "missing"):
             lines.append(f"{key}: {item['msg']}" if key else item["msg"])
         else:

@@ -38,15 +38,15 @@ class Component(BaseModel, ABC):
     name: ClassVar[str] = ""
 
     @property
-    def title(self) -> str:
+    def full_name(self) -> str:
         """The name as a user types it: the family's star replaced by the variant."""
         return self.name.replace("*", getattr(self, "variant", "*"))
 
-    def table(self) -> dict[str, Any]:
+    def to_recipe(self) -> dict[str, Any]:
         """Return the recipe table that makes this component: `use` beside every option that is not None."""
         options = self.model_dump(mode="json", exclude_none=True)
         options.pop("variant", None)
-        return {"use": self.title, **options}
+        return {"use": self.full_name, **options}
 
 
 class Dataset(Component):
@@ -76,8 +76,8 @@ class Backbone(Component):
     match_weight: float = Field(1.0, ge=0, description="factor on all matching terms of this backbone")
 
     @abstractmethod
-    def build(self, classes: int, side: int, channels: int) -> Module:
-        """Return a module: float [B, channels, side, side], normalised, to logits [B, classes].
+    def build(self, classes: int, image_size: int, channels: int) -> Module:
+        """Return a module: float [B, channels, S, S], normalised, to logits [B, classes].
 
         Fresh parameters come from torch's global generator, which the engine seeds. With `weights` they are
         loaded; raises GvbsmError if they do not fit, naming the file.
@@ -97,10 +97,10 @@ class Activation(Protocol):
     def channel_moments(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance by channel, float32 [C] each: over batch and space."""
 
-    def patch_moments(self, side: int) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance by patch, float32 [⌈H/side⌉, ⌈W/side⌉] each.
+    def patch_moments(self, patch_size: int) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance by patch, float32 [⌈H/patch_size⌉, ⌈W/patch_size⌉] each.
 
-        Over batch, channels and the side×side pixels of a patch (fewer at the lower and right border).
+        Over batch, channels and the pixels of a patch, which are fewer at the lower and right border.
         """
 
 
@@ -115,8 +115,8 @@ class Matcher(Component):
 
     weight: float = Field(0.01, ge=0, description="w: weight of this matcher's term in the loss")
     momentum: float = Field(0.8, ge=0, lt=1, description="α of Eq. 6; 0 matches each batch by itself (Eq. 1)")
-    drop: float = Field(0.0, ge=0, lt=1, description="β_dr: chance that a site is skipped in a step")
-    first: float = Field(10.0, ge=0, description="factor on the first site of every backbone")
+    drop_rate: float = Field(0.0, ge=0, lt=1, description="β_dr: chance that a site is skipped in a step")
+    first_site_weight: float = Field(10.0, ge=0, description="factor on the first site of every backbone")
 
     @abstractmethod
     def sites(self, model: Module) -> list[str]:
@@ -132,7 +132,7 @@ class Matcher(Component):
 
     def measured_by(self) -> dict[str, Any]:
         """Return the options that the measured targets depend on."""
-        return {"use": self.title, **self.model_dump(mode="json", exclude=set(Matcher.model_fields))}
+        return {"use": self.full_name, **self.model_dump(mode="json", exclude=set(Matcher.model_fields))}
 
 
 class Regularizer(Component):
@@ -171,8 +171,8 @@ class Augmentation(Component):
     kind = "augmentation"
 
     @abstractmethod
-    def draw(self, count: int, side: int, generator: Generator) -> View:
-        """Draw `count` views of images of `side` pixels; all randomness from `generator` (on the CPU)."""
+    def draw(self, count: int, image_size: int, generator: Generator) -> View:
+        """Draw `count` views of images of `image_size` pixels, all randomness from the CPU `generator`."""
 
 
 class Schedule(Component):

@@ -16,19 +16,19 @@ class Split(ABC):
 
     classes: the class names; label k means `classes[k]`.
     labels: int64 [N].
-    side: height and width in pixels; channels: 1 or 3.
+    image_size: height and width in pixels; channels: 1 or 3.
     in_memory: whether `read` is as cheap as indexing (else the engine reads with several workers).
     """
 
     classes: tuple[str, ...]
     labels: Tensor
-    side: int
+    image_size: int
     channels: int
     in_memory: bool = True
 
     @abstractmethod
     def read(self, indices: Tensor) -> Tensor:
-        """Return the images at `indices`, int64 [n], as uint8 [n, channels, side, side].
+        """Return the images at `indices`, int64 [n], as uint8 [n, channels, S, S].
 
         Raises GvbsmError naming the file if one can't be decoded.
         """
@@ -47,7 +47,7 @@ class TensorSplit(Split):
 
     def __init__(self, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
         self.images, self.labels, self.classes = images, labels, tuple(classes)
-        self.channels, self.side = images.shape[1], images.shape[-1]
+        self.channels, self.image_size = images.shape[1], images.shape[-1]
 
     def read(self, indices: Tensor) -> Tensor:
         return self.images[indices.to(self.images.device)]

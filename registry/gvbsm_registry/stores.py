@@ -48,7 +48,7 @@ class RemoteStore:
         except ImportError as error:
             raise GvbsmError(f"--store {self.url}: {error}; install it") from error
         except ValueError as error:
-            raise GvbsmError(f"--store {self.url}: is no URL that can be opened ({error})") from error
+            raise GvbsmError(f"--store {self.url}: is not a URL that can be opened ({error})") from error
 
     def has(self, kind: str, key: str) -> bool:
         """Tell whether there is an artifact; raises GvbsmError if the store can't be reached."""
@@ -104,8 +104,8 @@ class RemoteStore:
                 raise ValueError("it names no object of this key")
         except (ValueError, KeyError, TypeError) as error:
             raise GvbsmError(
-                f"{self.url}/{kind}/{key}.json: is no marker of a stored artifact ({error}); delete it and "
-                "run again"
+                f"{self.url}/{kind}/{key}.json: is not a marker of a stored artifact ({error}); delete it "
+                "and run again"
             ) from error
         return {name: marker[name] for name in ("object", "size", "sha256")}
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """Geometry of B views, one an image: crop, then resize to the image's side, then flip, then roll.
+    """Geometry of B views, one an image: crop, then resize to the image's size, then flip, then roll.
 
     boxes: float [B, 4], (top, left, height, width) in pixels of the source image. A box may reach beyond
         the image; what lies outside is 0, which is the mean colour of normalised images.
@@ -65,9 +65,9 @@ def _resampling(start: Tensor, extent: Tensor, mirror: Tensor, roll: Tensor, siz
     return (1 - (source[:, :, None] - pixel).abs()).clamp(min=0)
 
 
-def whole(count: int, side: int) -> View:
-    """Return the view that changes nothing, `count` times, for images of `side` pixels."""
+def identity_view(count: int, image_size: int) -> View:
+    """Return the view that changes nothing, `count` times, for images of `image_size` pixels."""
     import torch
 
-    boxes = torch.tensor([[0.0, 0.0, side, side]]).repeat(count, 1)
+    boxes = torch.tensor([[0.0, 0.0, image_size, image_size]]).repeat(count, 1)
     return View(boxes, torch.zeros(count, dtype=torch.bool), torch.zeros(count, 2, dtype=torch.int64))

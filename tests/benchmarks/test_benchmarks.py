@@ -19,11 +19,11 @@ from benchmarks.setting import VARIANTS, Setting
 Report = dict[str, Any]
 NET = "convnet:width=4,depth=1"
 SMALL: dict[str, list[str]] = {
-    "step": ["--backbone", NET, "--side", "8", "--batch", "4", "--no-compile"],
-    "measure": ["--backbone", NET, "--side", "8", "--batch", "4", "--images", "8"],
-    "evaluate": ["--student", NET, "--side", "8", "--batch", "4", "--images", "8", "--epochs", "1"],
+    "step": ["--backbone", NET, "--image-size", "8", "--batch", "4", "--no-compile"],
+    "measure": ["--backbone", NET, "--image-size", "8", "--batch", "4", "--images", "8"],
+    "evaluate": ["--student", NET, "--image-size", "8", "--batch", "4", "--images", "8", "--epochs", "1"],
     "startup": [],
-    "growth": ["--backbone", NET, "--side", "8", "--axis", "backbones", "--sizes", "1,2"],
+    "growth": ["--backbone", NET, "--image-size", "8", "--axis", "backbones", "--sizes", "1,2"],
 }
 
 
@@ -102,6 +102,6 @@ def test_peak_counts_what_work_allocates() -> None:
 
 @pytest.mark.slow
 def test_all_variants_have_the_textbook_loss() -> None:
-    setting = Setting.make("convnet:width=4,depth=2", side=8, batch=20, classes=2)
+    setting = Setting.make("convnet:width=4,depth=2", image_size=8, batch=20, classes=2)
     losses = {name: float(setting.loss(name)(setting.images)) for name in VARIANTS if name != "bare"}
     assert all(math.isclose(loss, losses["textbook"], rel_tol=1e-4) for loss in losses.values())

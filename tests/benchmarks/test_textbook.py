@@ -41,9 +41,9 @@ def _model(seed: int = 0) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _images(seed: int, side: int = 7) -> Tensor:
+def _images(seed: int, image_size: int = 7) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(6, 2, side, side, generator=generator, dtype=torch.float64)
+    return torch.randn(6, 2, image_size, image_size, generator=generator, dtype=torch.float64)
 
 
 def _inputs(model: nn.Module, images: Tensor, kind: type[nn.Module]) -> dict[str, Tensor]:
@@ -100,7 +100,7 @@ def test_moments_equal_sums_of_powers(shape: tuple[int, ...]) -> None:
 
 def test_momentum_zero_is_equation_1() -> None:
     model, images = _model(), _images(3)
-    step = _step(model, momentum=0.0, weight=0.01, first=10.0)
+    step = _step(model, momentum=0.0, weight=0.01, first_site_weight=10.0)
     _, terms = step.loss(images, LABELS)
     for matcher in MATCHERS:
         kind = nn.BatchNorm2d if matcher == "bn" else nn.Conv2d
@@ -115,7 +115,7 @@ def test_momentum_zero_is_equation_1() -> None:
 @pytest.mark.parametrize("start", ["zero", "first"])
 def test_value_is_the_distance_of_the_running_average(start: str) -> None:
     model = _model()
-    step = _step(model, momentum=0.8, start=start, first=1.0, weight=1.0, dd_weight=0.0)
+    step = _step(model, momentum=0.8, start=start, first_site_weight=1.0, weight=1.0, dd_weight=0.0)
     batches = [_images(seed) for seed in (3, 4, 5)]
     for images in batches:
         total, terms = step.loss(images, LABELS)
@@ -148,7 +148,7 @@ def test_gradient_without_averages_is_that_of_finite_differences() -> None:
 def test_gradient_with_averages_goes_through_the_batch_alone() -> None:
     """Direction (average - target) / its norm, path through the batch's statistics, for one norm."""
     model = _model()
-    options = {"bn": False, "conv_patch": False, "momentum": 0.8, "first": 1.0, "weight": 1.0}
+    options = {"bn": False, "conv_patch": False, "momentum": 0.8, "first_site_weight": 1.0, "weight": 1.0}
     step = _step(model, dd_weight=0.0, **options)
     step.loss(_images(4), LABELS)
     before = {key: value.clone() for key, value in step.averages.items()}
@@ -189,7 +189,7 @@ def test_a_norm_of_zero_has_gradient_zero() -> None:
 
 def test_dropped_sites_neither_count_nor_move_their_average() -> None:
     model = _model()
-    step = _step(model, drop=0.4, momentum=0.8)
+    step = _step(model, drop_rate=0.4, momentum=0.8)
     step.loss(_images(3), LABELS)
     before = dict(step.averages)
     uniforms = {"0": 0.39, "1": 0.4, "3": 0.9, "4": 0.0}
@@ -224,13 +224,13 @@ def test_densification_is_equation_5() -> None:
 
 
 def test_densification_pools_large_images_to_32() -> None:
-    images = _images(6, side=64) / 8
+    images = _images(6, image_size=64) / 8
     pooled = images.view(6, 2, 32, 2, 32, 2).mean(dim=(3, 5))
     torch.testing.assert_close(densification(images, LABELS), densification(pooled, LABELS))
 
 
 def test_measured_means_are_those_of_one_big_batch_and_weigh_by_size() -> None:
-    model, images = _model(), _images(3, side=8)
+    model, images = _model(), _images(3, image_size=8)
     parts, whole = measure(model, [images[:4], images[4:]]), measure(model, [images])
     for matcher, sites in whole.items():
         for site, moments in sites.items():

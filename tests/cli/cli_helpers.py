@@ -17,7 +17,7 @@ from typing import Any
 import click
 from click.testing import CliRunner, Result
 
-from gvbsm.cli import main
+from gvbsm.cli.main import main
 from gvbsm_registry import artifacts as artifact_files
 
 TINY = """
@@ -44,7 +44,7 @@ log_every = 2
 
 [relabel]
 epochs = 6
-block = 2
+epochs_per_file = 2
 
 [evaluation]
 students = [{ use = "convnet", width = 8, depth = 1 }]
@@ -55,7 +55,9 @@ test_every = 3
 UNITS = 20  # 2 backbones, 2 statistics, 5 image batches, 2 image sets, 2 × 3 label blocks, 3 students
 
 _FORK = multiprocessing.get_context("forkserver")
-_FORK.set_forkserver_preload(["gvbsm.cli", "gvbsm.pipeline", "torch._dynamo", "sklearn.datasets", "timm"])
+_FORK.set_forkserver_preload(
+    ["gvbsm.cli.main", "gvbsm.pipeline", "torch._dynamo", "sklearn.datasets", "timm"]
+)
 
 
 def invoke(*args: str | Path | int) -> Result:
@@ -83,7 +85,7 @@ def program(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[st
 
 
 def command(*args: str | Path) -> list[str]:
-    return [sys.executable, "-m", "gvbsm.cli", *map(str, args)]
+    return [sys.executable, "-m", "gvbsm.cli.main", *map(str, args)]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -147,7 +149,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def product(folder: Path) -> dict[str, Any]:
-    """Return what a run is for: images, labels, students, results and recipe, to the bit."""
+    """Return what a run is for: images, labels, students, results and recipe, bit for bit."""
     keep = ("distilled/", "baselines/", "units/", "results.json", "recipe.toml")
     return {name: what for name, what in meaning(folder).items() if name.startswith(keep)}
 

@@ -24,7 +24,7 @@ class Run:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Results are compared to the bit, and the number of threads may change the order of sums."""
+    """Results are compared bit for bit, and the number of threads may change the order of sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -187,7 +187,7 @@ def test_data_given_relative_to_the_working_directory(
         (["--backbone", "timm/resnet_of_mine"], ["resnet_of_mine"]),
         (["--regularizer", "zzz"], ["unknown regularizer 'zzz'", "available: dd, l2, tv"]),
         (["--matcher", "bn:sied=4"], ["unknown option 'sied'", "matcher 'bn'", "available:"]),
-        (["--matcher", "bn:momentum"], ["'momentum' is no option", "NAME:key=value"]),
+        (["--matcher", "bn:momentum"], ["'momentum' is not an option", "NAME:key=value"]),
         (["--matcher", "bn:momentum=1.5"], ["momentum", "less than 1", "got 1.5"]),
         (["--backbone", "convnet:width=wide"], ["width", "valid integer", "got 'wide'"]),
         (["--backbone", "convnet:width=0"], ["width", "got 0"]),
@@ -200,7 +200,7 @@ def test_data_given_relative_to_the_working_directory(
         (["--set", "synthesis.learning_rate=nan"], ["synthesis.learning_rate"]),
         (["--set", "synthesis.learning_rate=inf"], ["synthesis.learning_rate"]),
         (["--set", "synthesis=3"], ["synthesis", "got 3"]),
-        (["--set", "synthesis.loop=reordered"], ["synthesis.loop", "'reorder' or 'original'"]),
+        (["--set", "synthesis.batching=reordered"], ["synthesis.batching", "'reorder' or 'original'"]),
         (["--set", "synthesis"], ["--set synthesis", "KEY=VALUE"]),
         (["--set", "=3"], ["KEY=VALUE"]),
         (["--set", "backbones.7.width=3"], ["backbones.7.width", "list of 2"]),
@@ -213,7 +213,7 @@ def test_data_given_relative_to_the_working_directory(
         (["--device", "cuda:99"], ["--device cuda:99", "--device cpu"]),
         (["--device", "tpu"], ["--device tpu", "auto, cpu or cuda"]),
         (["--device", "meta"], ["--device meta", "auto, cpu or cuda"]),
-        (["--set", "pretrain.floor=1.0"], ["'convnet'", "below the 100.0%", "pretrain.epochs"]),
+        (["--set", "pretrain.min_accuracy=1.0"], ["'convnet'", "below the 100.0%", "pretrain.epochs"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
 )
@@ -222,7 +222,7 @@ def test_options(options: list[str], named: list[str], tiny: Path, store: Path, 
     before = contents(store)
     refused(invoke("run", tiny, "--out", out, "--store", store, *options), *named)
     assert not list(out.rglob("*.safetensors"))
-    if "pretrain.floor=1.0" not in options:
+    if "pretrain.min_accuracy=1.0" not in options:
         assert not out.exists()
     assert contents(store) == before
 
@@ -372,7 +372,7 @@ PLACES = [
 @pytest.mark.parametrize("damage", [truncate, empty, alter, replace])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_damaged_artifact(place: str, damage: object, tiny: Path, copied: Run, finished: Run) -> None:
-    """It is named, all others stay; deleting it, as the message says, makes it anew, equal to the bit."""
+    """It is named, all others stay; deleting it, as the message says, makes it anew, equal bit for bit."""
     path = sorted(copied.out.parent.glob(place))[0]
     damage(path)  # type: ignore[operator]
     run: list[str | Path] = ["run", tiny, "--out", copied.out, "--store", copied.store]

@@ -35,7 +35,7 @@ SHRINK = [
     "relabel.epochs=2",
     "evaluation.epochs=2",
     "evaluation.seeds=[0]",
-    "evaluation.full=false",
+    "evaluation.full_baseline=false",
 ]
 
 
@@ -155,7 +155,7 @@ def test_stages_go_on_after_the_recipe_is_edited(copied: Run) -> None:
 
 
 def test_the_resolved_recipe_makes_the_same_run(finished: Run, tmp_path: Path) -> None:
-    """In another folder, with an empty store in the user's cache folder, to the bit."""
+    """In another folder, with an empty store in the user's cache folder, bit for bit."""
     environment = cli_helpers.environment(XDG_CACHE_HOME=str(tmp_path / "cache"))
     command = cli_helpers.command("run", finished.out / "recipe.toml", "--quiet")
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

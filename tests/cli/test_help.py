@@ -12,7 +12,7 @@ import cli_helpers
 import pytest
 
 import gvbsm
-from gvbsm.cli import main
+from gvbsm.cli.main import main
 
 FLAGS = Path(__file__).with_name("flags.txt")
 
@@ -36,7 +36,7 @@ def test_help_is_instant() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["evaluate", "-h"]])
 def test_help_imports_neither_torch_nor_a_plugin(arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom gvbsm.cli import main\n"
+        "import sys\nfrom gvbsm.cli.main import main\n"
         f"main({arguments!r}, standalone_mode=False)\n"
         "print(sorted({'torch', 'torchvision', 'timm', 'sklearn', 'pydantic', 'pluggy', 'gvbsm_registry',"
         " 'gvbsm_plugins'} & set(sys.modules)), file=sys.stderr)"

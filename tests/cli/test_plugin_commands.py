@@ -16,9 +16,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from gvbsm import plugin_pages, scaffold
-from gvbsm.cli import COMPONENTS, main
-from gvbsm.recipe import make
+from gvbsm.authoring import pages as plugin_pages
+from gvbsm.authoring import scaffold
+from gvbsm.cli.main import COMPONENTS, main
+from gvbsm.recipe.loading import make
 from gvbsm_registry import KINDS, Component, GvbsmError, Matcher, Registry, Schedule, discover
 from gvbsm_registry.testing import check
 
@@ -113,14 +114,14 @@ def test_every_snippet_is_a_recipe(component: type[Component], tmp_path: Path) -
 
 def test_a_page_shows_types_defaults_limits_and_help() -> None:
     shown = invoke("plugins", "show", "conv_patch").output
-    row = next(line for line in shown.splitlines() if " side " in line)
+    row = next(line for line in shown.splitlines() if " patch_size " in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        "side",
+        "image_size",
         "int, ≥ 1",
         "4",
         "N_p: patch side in pixels of the site's map",
     ]
-    assert '[[synthesis.matchers]]\n    use = "conv_patch"\n    side = 4' in shown
+    assert '[[synthesis.matchers]]\n    use = "conv_patch"\n    patch_size = 4' in shown
 
 
 def test_a_family_has_a_page_by_star_or_by_member() -> None:
@@ -225,9 +226,9 @@ def test_a_new_packages_own_tests_pass(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["gvbsm-x", "--kind", "macher"], "unknown kind 'macher'; did you mean 'matcher'"),
-        (["Gvbsm X", "--kind", "matcher"], "is no package name"),
-        (["gvbsm", "--kind", "matcher"], "is no package name"),
-        (["../x", "--kind", "matcher"], "is no package name"),
+        (["Gvbsm X", "--kind", "matcher"], "is not a package name"),
+        (["gvbsm", "--kind", "matcher"], "is not a package name"),
+        (["../x", "--kind", "matcher"], "is not a package name"),
         (["torch", "--kind", "matcher"], "a module 'torch' is installed already"),
         (["gvbsm-bn", "--kind", "matcher"], "there is a matcher 'bn', from plugin 'matchers' of gvbsm"),
         (["taken", "--kind", "matcher"], "exists already; give another name or --dir"),
@@ -257,7 +258,7 @@ def complete(line: str, shell: str = "zsh") -> list[str]:
     if shell == "fish":
         environment["COMP_CWORD"] = words[-1]
     code = (
-        "import sys\nsys.argv = ['gvbsm']\nfrom gvbsm.cli import main\n"
+        "import sys\nsys.argv = ['gvbsm']\nfrom gvbsm.cli.main import main\n"
         "try:\n    main(prog_name='gvbsm')\n"
         "finally:\n    assert not {'torch', 'torchvision', 'numpy'} & set(sys.modules)\n"
     )
@@ -285,8 +286,8 @@ def test_shells_complete_installed_names(shell: str) -> None:
     [
         ("gvbsm run dig", ["digits"]),
         ("gvbsm run --executor loc", ["local"]),
-        ("gvbsm run --matcher conv_patch:s", ["conv_patch:side="]),
-        ("gvbsm run --matcher conv_patch:side=4,mom", ["conv_patch:side=4,momentum="]),
+        ("gvbsm run --matcher conv_patch:s", ["conv_patch:patch_size="]),
+        ("gvbsm run --matcher conv_patch:patch_size=4,mom", ["conv_patch:patch_size=4,momentum="]),
         ("gvbsm run --backbone timm", ["timm/"]),
         ("gvbsm plugins show conv_p", ["conv_patch"]),
         ("gvbsm plugins show matcher:conv_p", ["matcher:conv_patch"]),
@@ -308,4 +309,4 @@ def test_every_component_flag_completes() -> None:
 
 def test_scaffold_knows_how_to_use_every_kind() -> None:
     assert set(scaffold.RUN) == {kind.kind for kind in KINDS}
-    assert importlib.import_module("gvbsm.completion")
+    assert importlib.import_module("gvbsm.cli.completion")

@@ -20,7 +20,7 @@ def test_report_and_scores(copied: Any) -> None:
     cli_helpers.done("report", copied.out, *options(copied))
     assert (copied.out / "report.html").read_text().startswith("<!doctype html>")
     shown = cli_helpers.done("scores", copied.out).stdout
-    assert "evaluation.full" in shown
+    assert "evaluation.full_baseline" in shown
     assert (copied.out / "results.csv").read_text().startswith("set,labels,augmented,ipc,student,seed,top1")
 
 
@@ -50,7 +50,7 @@ def test_export_then_import_relabels_and_evaluates_the_same_images(
 
 
 def test_a_format_with_options(finished: Any, tmp_path: Path) -> None:
-    cli_helpers.done("export", finished.out, tmp_path / "dd", "--to", "dd-ranking:method=Mine")
+    cli_helpers.done("export", finished.out, tmp_path / "dd", "--to", "dd_ranking:method=Mine")
     assert (tmp_path / "dd" / "Mine" / "digits" / "IPC2.yaml").is_file()
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from venvs import ROOT, Venv, wheel
 
-from gvbsm import recipe_reference
+from gvbsm.recipe import reference as recipe_reference
 from gvbsm_registry import reference
 
 BLOCK = re.compile(r"^```(\w*)[ ]*(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -91,7 +91,7 @@ def test_every_fence_is_a_block_that_can_be_run() -> None:
     ("name", "module", "text"),
     [
         ("reference.md", "gvbsm_registry.reference", reference.markdown),
-        ("recipes.md", "gvbsm.recipe_reference", recipe_reference.reference),
+        ("recipes.md", "gvbsm.recipe.reference", recipe_reference.reference),
     ],
 )
 def test_the_references_are_current(name: str, module: str, text: Callable[[], str]) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import gvbsm
-from gvbsm import recipe
-from gvbsm.distilled import DistilledDataset
+from gvbsm.distilled.dataset import DistilledDataset
+from gvbsm.recipe import loading
 from gvbsm_registry import GvbsmError
 from gvbsm_registry.artifacts import read
 
@@ -20,7 +20,9 @@ from gvbsm_registry.artifacts import read
 def folder(registry, toy_tables, shared_store, tmp_path_factory) -> Path:
     """OUT/distilled of a run with 5 epochs of labels in blocks of 2, IPC 2, 3 classes."""
     out = tmp_path_factory.mktemp("run")
-    made = recipe.make({**toy_tables, "relabel": {"epochs": 5, "block": 2, "batch": 4}}, registry, "here")
+    made = loading.make(
+        {**toy_tables, "relabel": {"epochs": 5, "epochs_per_file": 2, "batch": 4}}, registry, "here"
+    )
     gvbsm.run(made, out=out, store=shared_store, device="cpu", until="relabel", registry=registry)
     return out / "distilled"
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import functional as reference
 
-from gvbsm import normalized
-from gvbsm import views as views_module
-from gvbsm.views import EpochViews, draw
+from gvbsm.distilled import normalized
+from gvbsm.distilled import views as views_module
+from gvbsm.distilled.views import EpochViews, draw
 from gvbsm_registry import Augmentation
 
 
@@ -50,17 +50,17 @@ def by_image(views: EpochViews, images: Tensor) -> Tensor:
     name=st.sampled_from(["none", "crop_flip_roll", "resized_crop"]),
     count=st.integers(1, 9),
     size=st.integers(1, 9),
-    side=st.integers(2, 15),
+    image_size=st.integers(2, 15),
     channels=st.sampled_from([1, 3]),
     cutmix=st.sampled_from([0.0, 0.5, 1.0]),
     alpha=st.sampled_from([0.3, 1.0, 2.0]),
     seed=st.integers(0, 10**6),
 )
-def test_views_equal_torchvisions(registry, name, count, size, side, channels, cutmix, alpha, seed):
+def test_views_equal_torchvisions(registry, name, count, size, image_size, channels, cutmix, alpha, seed):
     augmentation = registry.create(Augmentation, {"use": name, **({} if name == "none" else {"roll": 3})})
     groups = torch.randperm(count, generator=generator(seed)).split(size)
-    views = draw(augmentation, groups, side, cutmix, alpha, generator(seed))
-    images = randn(count, channels, side, side, seed=seed)
+    views = draw(augmentation, groups, image_size, cutmix, alpha, generator(seed))
+    images = randn(count, channels, image_size, image_size, seed=seed)
     expected = by_image(views, images)
     # Boxes, and so the places between pixels, are in single precision.
     torch.testing.assert_close(views.apply(images, torch.arange(count)), expected, rtol=0, atol=2e-5)
@@ -70,20 +70,20 @@ def test_views_equal_torchvisions(registry, name, count, size, side, channels, c
 
 
 @settings(max_examples=40, deadline=None)
-@given(count=st.integers(1, 8), side=st.integers(2, 12), seed=st.integers(0, 10**6))
-def test_truth_mixes_by_area(registry, count, side, seed):
+@given(count=st.integers(1, 8), image_size=st.integers(2, 12), seed=st.integers(0, 10**6))
+def test_truth_mixes_by_area(registry, count, image_size, seed):
     views = draw(
-        registry.create(Augmentation, "none"), (torch.arange(count),), side, 1.0, 1.0, generator(seed)
+        registry.create(Augmentation, "none"), (torch.arange(count),), image_size, 1.0, 1.0, generator(seed)
     )
     labels = torch.randint(3, (count,), generator=generator(seed))
-    truth = views.truth(labels, torch.arange(count), 3, side)
+    truth = views.truth(labels, torch.arange(count), 3, image_size)
     for index in range(count):
         expected = torch.zeros(3)
-        for row in range(side):
-            for column in range(side):
+        for row in range(image_size):
+            for column in range(image_size):
                 top, left, bottom, right = views.boxes[index].tolist()
                 pasted = top <= row < bottom and left <= column < right
-                expected[labels[views.partners[index] if pasted else index]] += 1 / side**2
+                expected[labels[views.partners[index] if pasted else index]] += 1 / image_size**2
         torch.testing.assert_close(truth[index], expected, rtol=0, atol=1e-5)
 
 
@@ -126,17 +126,17 @@ def test_without_mixing_every_view_is_its_own(registry):
 
 @pytest.mark.parametrize("kept", [0.0, 0.25, 0.6, 0.99])
 def test_a_box_has_the_area_that_is_not_kept_unless_the_border_cuts_it(registry, monkeypatch, kept):
-    side, groups = 1000, torch.arange(500).split(1)
+    image_size, groups = 1000, torch.arange(500).split(1)
     monkeypatch.setattr(views_module, "_beta", lambda alpha, generator: kept)
-    views = draw(registry.create(Augmentation, "none"), groups, side, 1.0, 1.0, generator(7))
+    views = draw(registry.create(Augmentation, "none"), groups, image_size, 1.0, 1.0, generator(7))
     top, left, bottom, right = views.boxes.unbind(1)
-    assert ((top >= 0) & (left >= 0) & (bottom <= side) & (right <= side)).all()
-    within = (top > 0) & (left > 0) & (bottom < side) & (right < side)
-    areas = (bottom - top) * (right - left) / side**2
+    assert ((top >= 0) & (left >= 0) & (bottom <= image_size) & (right <= image_size)).all()
+    within = (top > 0) & (left > 0) & (bottom < image_size) & (right < image_size)
+    areas = (bottom - top) * (right - left) / image_size**2
     assert (areas <= 1 - kept + 1e-9).all()
     assert (areas[within] >= 1 - kept - 0.004).all()
     assert bool(within.any()) == (kept > 0)
-    centres = (top + bottom)[within].double() / 2 / side
+    centres = (top + bottom)[within].double() / 2 / image_size
     assert kept < 0.9 or (
         float(centres.mean()) == pytest.approx(0.5, abs=0.05) and float(centres.max()) > 0.9
     )

@@ -12,11 +12,11 @@ import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 
-from gvbsm.cli import main
-from gvbsm.estimate import estimate, label_bytes
-from gvbsm.estimate_command import duration, size
-from gvbsm.trial import StandIn
-from gvbsm.workspace import Workspace
+from gvbsm.cli.estimate import duration, size
+from gvbsm.cli.main import main
+from gvbsm.estimate.cost import estimate, label_bytes
+from gvbsm.estimate.trial import FakeData
+from gvbsm.runtime.workspace import Workspace
 
 TINY = {
     "backbones": [{"use": "convnet", "width": 4, "depth": 1}],
@@ -82,7 +82,18 @@ def test_nothing_is_left_behind(make_workspace: Any) -> None:
 
 
 def test_a_data_set_that_is_not_at_hand() -> None:
-    arguments = ["estimate", "digits", "--images", "50000", "--classes", "20", "--side", "16", "--steps", "1"]
+    arguments = [
+        "estimate",
+        "digits",
+        "--images",
+        "50000",
+        "--classes",
+        "20",
+        "--image-size",
+        "16",
+        "--steps",
+        "1",
+    ]
     for key, value in TINY.items():
         arguments += ["--set", f"{key}={_toml(value)}"]
     done = CliRunner().invoke(main, [*arguments, "--ipc", "2", "--json"], catch_exceptions=False)
@@ -97,11 +108,11 @@ def test_a_data_set_that_is_not_at_hand() -> None:
 def test_a_stand_in_needs_all_of_its_sizes() -> None:
     done = CliRunner().invoke(main, ["estimate", "digits", "--images", "500"])
     assert done.exit_code == 2
-    assert "--side" in done.output
+    assert "--image-size" in done.output
 
 
 def test_a_stand_in_takes_no_memory() -> None:
-    data = StandIn.like(images=1_281_167, tests=50_000, classes=1000, side=224, channels=3)
+    data = FakeData.like(images=1_281_167, tests=50_000, classes=1000, image_size=224, channels=3)
     train = data.open("train", Path())
     assert (len(train), len(train.classes)) == (1_281_167, 1000)
     assert train.read(torch.tensor([0, 1_281_166])).shape == (2, 3, 224, 224)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ShuffleNetV2
 
-from gvbsm.frozen import FrozenBatchNorm2d, frozen
+from gvbsm.matching.frozen import FrozenBatchNorm2d, freeze
 from gvbsm_plugins.backbones import ShuffleNetV2Small
 
 
@@ -27,7 +27,7 @@ def trained(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
 def test_batchnorm_and_its_gradient(affine: bool, last: bool) -> None:
     norm = trained(nn.BatchNorm2d(5, affine=affine)).eval()
     plain = copy.deepcopy(norm).double()
-    assert isinstance(frozen(norm), FrozenBatchNorm2d)
+    assert isinstance(freeze(norm), FrozenBatchNorm2d)
     layout = torch.channels_last if last else torch.contiguous_format
     x = (torch.randn(4, 5, 3, 2) * 3 + 10).to(memory_format=layout).requires_grad_()
     other = x.detach().double().requires_grad_()
@@ -48,7 +48,7 @@ def test_what_freezing_leaves_as_it_is() -> None:
     seen: list[Tensor] = []
     model[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     names, kept = dict(model.named_modules()).keys(), {k: v.clone() for k, v in model.state_dict().items()}
-    frozen(model)
+    freeze(model)
     assert [type(part) for part in model] == [FrozenBatchNorm2d, Own, nn.BatchNorm2d]
     assert isinstance(model[0], nn.BatchNorm2d), "matchers find it"
     assert dict(model.named_modules()).keys() == names
@@ -65,7 +65,7 @@ def test_what_freezing_leaves_as_it_is() -> None:
 def test_autocast_keeps_the_activations_narrow() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), trained(nn.BatchNorm2d(3))).eval()
     plain = copy.deepcopy(model)
-    frozen(model)
+    freeze(model)
     images = torch.randn(2, 3, 4, 4)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found, wanted = model(images), plain(images)
@@ -74,8 +74,8 @@ def test_autocast_keeps_the_activations_narrow() -> None:
 
 
 def test_groupnorm_keeps_the_channels_first() -> None:
-    first = frozen(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(4, 4)))
-    last = frozen(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    first = freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(4, 4)))
+    last = freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     assert first[0].weight.is_contiguous()
     assert last[0].weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -88,7 +88,7 @@ def test_our_shufflenet_is_torchvisions_in_its_layout() -> None:
     images = torch.randn(4, 3, 32, 32)
     inputs = [images.clone().requires_grad_(), images.clone().requires_grad_()]
     layouts: list[bool] = []
-    frozen(ours)
+    freeze(ours)
     ours.stage2[1].register_forward_hook(
         lambda _, __, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
     )

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from benchmarks.textbook import channel_moments, measure, patch_moments
-from gvbsm import taps
-from gvbsm.gauge import Gauge
-from gvbsm.matching import target_name
-from gvbsm.taps import Activation, GroupedActivation
+from gvbsm.matching import activations as taps
+from gvbsm.matching.activations import Activation, GroupedActivation
+from gvbsm.matching.collector import StatisticsCollector
+from gvbsm.matching.terms import target_name
 from gvbsm_registry import GvbsmError, Matcher, Registry
 
 
@@ -84,13 +84,13 @@ def test_every_site_of_a_network(registry: Registry, monkeypatch: pytest.MonkeyP
     plain = taps.mean_and_variance
     monkeypatch.setattr(taps, "mean_and_variance", lambda x, g: reduced.append(x.shape) or plain(x, g))
     matchers = _matchers(registry)
-    taken = Gauge(model, matchers)
+    taken = StatisticsCollector(model, matchers)
     for batch in (images, images + 1, images[:3]):  # site by site in the first, all together then
         reduced.clear()
         found = taken(batch)
         expected = measure(model, [batch])
         for matcher in matchers:
-            for site, moments in expected[matcher.title].items():
+            for site, moments in expected[matcher.full_name].items():
                 for name, value in moments.items():
                     torch.testing.assert_close(found[target_name(matcher, site, name)], value)
         assert len(reduced) == 2, "the shared tensor is reduced once, for both matchers"
@@ -106,7 +106,7 @@ def test_a_tensor_changed_in_place_is_reduced_again(registry: Registry) -> None:
 
     images = torch.randn(4, 2, 6, 6)
     (channel, *_) = _matchers(registry)
-    found = Gauge(Changing(), [channel])(images.clone())
+    found = StatisticsCollector(Changing(), [channel])(images.clone())
     one, other = (found[target_name(channel, site, "mean")] for site in ("first", "second"))
     torch.testing.assert_close(one + 1, other)
 
@@ -115,7 +115,7 @@ def test_a_site_that_is_not_reached(registry: Registry) -> None:
     model = _Residual()
     model.add_module("idle", nn.Conv2d(2, 2, 1))
     with pytest.raises(GvbsmError, match="'idle' is not reached"):
-        Gauge(model, _matchers(registry))(torch.randn(2, 2, 4, 4))
+        StatisticsCollector(model, _matchers(registry))(torch.randn(2, 2, 4, 4))
 
 
 class Looking(Matcher):
@@ -137,7 +137,7 @@ class Looking(Matcher):
 
 def test_a_matcher_that_looks_at_the_activation_sees_it_in_every_batch() -> None:
     model, matcher = _Residual(), Looking()
-    taken = Gauge(model, [matcher])
+    taken = StatisticsCollector(model, [matcher])
     for _ in range(3):
         images = torch.randn(4, 2, 6, 6)
         found = taken(images)[target_name(matcher, "second", "peak")]
@@ -146,7 +146,7 @@ def test_a_matcher_that_looks_at_the_activation_sees_it_in_every_batch() -> None
 
 def test_looking_later_than_in_the_first_batch_is_no_different() -> None:
     model, matcher = _Residual(), Looking(since=1)
-    taken, images = Gauge(model, [matcher]), torch.randn(4, 2, 6, 6)
+    taken, images = StatisticsCollector(model, [matcher]), torch.randn(4, 2, 6, 6)
     seen = model.first(images).relu()
     for expected in (seen.mean((0, 2, 3)).amax(), seen.amax()):
         torch.testing.assert_close(taken(images)[target_name(matcher, "second", "peak")], expected)
@@ -163,7 +163,7 @@ def test_a_matcher_that_looks_sees_what_the_module_was_given() -> None:
             return first
 
     matcher, images = Looking(site="first"), torch.randn(4, 2, 6, 6)
-    found = Gauge(Keeping(), [matcher])(images)
+    found = StatisticsCollector(Keeping(), [matcher])(images)
     torch.testing.assert_close(found[target_name(matcher, "first", "peak")], images.amax())
 
 
@@ -176,7 +176,7 @@ def test_no_activation_outlives_its_use(registry: Registry) -> None:
             return x
 
     blocks = [part for _ in range(6) for part in (nn.Conv2d(8, 8, 3, padding=1), Counting())]
-    taken = Gauge(nn.Sequential(*blocks), _matchers(registry))
+    taken = StatisticsCollector(nn.Sequential(*blocks), _matchers(registry))
     images = torch.randn(64, 8, 16, 16)
     taken(images)
     taken(images)

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gvbsm import labels
-from gvbsm.distilled import DistilledDataset, LabelBlocks
+from gvbsm.distilled import labels
+from gvbsm.distilled.dataset import DistilledDataset, LabelBlocks
+from gvbsm.distilled.views import EpochViews, draw
+from gvbsm.runtime.workspace import Workspace
 from gvbsm.stages import relabel
-from gvbsm.views import EpochViews, draw
-from gvbsm.workspace import Workspace
 from gvbsm_registry import Codec, GvbsmError, Registry, View
 from gvbsm_registry.artifacts import Artifact, read, write
 
@@ -26,7 +26,7 @@ def stored(tensors: dict[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def drawn(registry: Registry, count: int, side: int, **options: Any) -> list[EpochViews]:
+def drawn(registry: Registry, count: int, image_size: int, **options: Any) -> list[EpochViews]:
     from gvbsm_registry import Augmentation
 
     augmentation = registry.create(Augmentation, {"use": "resized_crop", **options})
@@ -34,7 +34,7 @@ def drawn(registry: Registry, count: int, side: int, **options: Any) -> list[Epo
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
         groups = torch.randperm(count, generator=generator).split(20)
-        found.append(draw(augmentation, groups, side, 1.0, 1.0, generator))
+        found.append(draw(augmentation, groups, image_size, 1.0, 1.0, generator))
     return found
 
 
@@ -50,10 +50,12 @@ def same(one: EpochViews, other: EpochViews) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("count", "side", "most"), [(50, 8, 10), (300, 32, 11), (300, 224, 11), (60, 288, 18)]
+    ("count", "image_size", "most"), [(50, 8, 10), (300, 32, 11), (300, 224, 11), (60, 288, 18)]
 )
-def test_views_replay_to_the_bit_from_few_bytes(registry: Registry, count: int, side: int, most: int) -> None:
-    epochs = drawn(registry, count, side, roll=2)
+def test_views_replay_to_the_bit_from_few_bytes(
+    registry: Registry, count: int, image_size: int, most: int
+) -> None:
+    epochs = drawn(registry, count, image_size, roll=2)
     coded = [{"x": torch.zeros(count, 0)} for _ in epochs]
     packed = labels.pack(epochs, coded)
     for number, views in enumerate(epochs):
@@ -121,7 +123,7 @@ def test_every_codec_stores_the_same_views_and_its_own_logits(
 
 
 def test_labels_are_the_ensembles_on_the_replayed_views(make_workspace: Make, stages: Any) -> None:
-    workspace = make_workspace(("relabel.block", 3))
+    workspace = make_workspace(("relabel.epochs_per_file", 3))
     runner = stages(workspace)
     runner.run("relabel")
     modules = [relabel.pretrain.load(workspace, unit) for unit in runner.backbones()]
@@ -135,7 +137,7 @@ def test_labels_are_the_ensembles_on_the_replayed_views(make_workspace: Make, st
 
 def test_pruned_labels_are_the_first_epochs_and_come_round(make_workspace: Make, stages: Any) -> None:
     full = DistilledDataset(relabelled(make_workspace, stages, "full"))
-    few = DistilledDataset(relabelled(make_workspace, stages, "few", ("relabel.keep", 0.5)))
+    few = DistilledDataset(relabelled(make_workspace, stages, "few", ("relabel.keep_fraction", 0.5)))
     assert (full.epochs, few.epochs) == (4, 2)
     for epoch in range(4):
         assert same(few.epoch(epoch).views, full.epoch(epoch % 2).views)
@@ -144,7 +146,7 @@ def test_pruned_labels_are_the_first_epochs_and_come_round(make_workspace: Make,
 
 
 def test_at_least_one_epoch_is_kept(make_workspace: Make) -> None:
-    section = make_workspace(("relabel.keep", 0.001)).recipe.relabel
+    section = make_workspace(("relabel.keep_fraction", 0.001)).recipe.relabel
     assert relabel.kept_epochs(section) == 1
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.textbook import MATCHERS, TextbookStep, measure
-from gvbsm.matching import Matching, Statistic, sites_of, target_name
-from gvbsm.taps import Taps
+from gvbsm.matching.activations import ActivationRecorder
+from gvbsm.matching.terms import Matching, Statistic, sites_of, target_name
 from gvbsm_registry import GvbsmError, Matcher, Registry
 
 
@@ -69,7 +69,7 @@ def named(wanted: list[Matcher], targets: dict[str, Any]) -> dict[str, Tensor]:
 def engine_terms(
     model, matching: Matching, images: Tensor, uniforms: Tensor, fused: bool = True
 ) -> dict[str, Tensor]:
-    with Taps(model, matching.sites, matching.groups, fused) as taps:
+    with ActivationRecorder(model, matching.sites, matching.groups, fused) as taps:
         model(images)
     return matching.losses(matching.statistics_of(taps.activations()), uniforms)
 
@@ -86,7 +86,7 @@ def test_every_term_and_gradient_equals_the_textbook(
     weight = {"bn": 0.01, "conv_channel": 0.3, "conv_patch": 2.0}
     first = {"bn": 10.0, "conv_channel": 1.0, "conv_patch": 3.0}
     targets = measure(model, [randn(6, channels, side, side, seed=s) for s in (90, 91)])
-    options = {"momentum": momentum, "drop": drop, "first": first, "weight": weight}
+    options = {"momentum": momentum, "drop_rate": drop, "first_site_weight": first, "weight": weight}
     wanted = matchers(registry, **options)
     matching = Matching(model, wanted, named(wanted, targets), groups, start)
     books = [TextbookStep(model, targets=targets, start=start, dd_weight=0, **options) for _ in range(groups)]
@@ -113,7 +113,7 @@ def test_every_term_and_gradient_equals_the_textbook(
 
 def test_without_momentum_it_is_equation_1(registry):
     model = net()
-    wanted = [registry.create(Matcher, {"use": "bn", "momentum": 0, "first": 1, "weight": 1})]
+    wanted = [registry.create(Matcher, {"use": "bn", "momentum": 0, "first_site_weight": 1, "weight": 1})]
     matching = Matching(model, wanted, {})
     for seed in range(3):
         images = randn(4, 2, 7, 7, seed=seed).requires_grad_()
@@ -181,7 +181,10 @@ def test_single_precision_where_the_mean_is_a_thousand_deviations(registry):
 def test_equal_drops_skip_the_same_sites_and_leave_their_averages(registry):
     model = net()
     wanted = [
-        registry.create(Matcher, {"use": "conv_channel", "drop": 0.4, "weight": 1, "first": 1}) for _ in "ab"
+        registry.create(
+            Matcher, {"use": "conv_channel", "drop_rate": 0.4, "weight": 1, "first_site_weight": 1}
+        )
+        for _ in "ab"
     ]
     measured = named(wanted, measure(model, [randn(4, 2, 7, 7)]))
     matching = Matching(model, wanted, measured)
@@ -219,7 +222,7 @@ def test_statistics_of_any_shape_are_matched():
             return {"gram": torch.eye(6, dtype=torch.float64), "peak": torch.tensor(1.0)}
 
     model, images = net(), randn(4, 2, 7, 7)
-    matching = Matching(model, [Gram(weight=1, first=1, momentum=0)], {}, groups=2)
+    matching = Matching(model, [Gram(weight=1, first_site_weight=1, momentum=0)], {}, groups=2)
     ours = engine_terms(model, matching, images, torch.ones(2, 1))["gram"]
     seen = model.inner(model.main(model.norm(model.stem(images)).relu())).relu()
     plain = torch.zeros((), dtype=torch.float64)
@@ -252,6 +255,6 @@ def test_targets_are_named_by_what_they_depend_on(registry):
     def name(**options: Any) -> str:
         return target_name(registry.create(Matcher, {"use": "conv_patch", **options}), "a.b", "mean")
 
-    assert name(side=4, weight=5, momentum=0.1, drop=0.2, first=3) == name()
-    assert name(side=2) != name()
+    assert name(patch_size=4, weight=5, momentum=0.1, drop_rate=0.2, first_site_weight=3) == name()
+    assert name(patch_size=2) != name()
     assert name().endswith("/a.b/mean")

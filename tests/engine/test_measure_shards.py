@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from gvbsm import pipeline
+from gvbsm.runtime.units import execute
+from gvbsm.runtime.workspace import Workspace
 from gvbsm.stages import measure
-from gvbsm.units import execute
-from gvbsm.workspace import Workspace
 from gvbsm_registry import Artifact
 
 Make = Callable[..., Workspace]

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from toys import ToyNet
 
-from gvbsm import observing
-from gvbsm.matching import Matching, target_name
-from gvbsm.observing import Observer
+from gvbsm.matching import forward as observing
+from gvbsm.matching.activations import ActivationRecorder
+from gvbsm.matching.forward import MatchedBackbone
+from gvbsm.matching.terms import Matching, target_name
 from gvbsm.stages.synthesize import groups, pays
-from gvbsm.taps import Taps
 from gvbsm_registry import Matcher, Registry
 
 MATCHERS = ("bn", "conv_channel", "conv_patch")
@@ -39,7 +39,7 @@ def matchers(registry: Registry) -> list[Matcher]:
 
 def targets(model: torch.nn.Module, matchers: list[Matcher]) -> dict[str, Tensor]:
     sites = {matcher: matcher.sites(model) for matcher in matchers[1:]}
-    with Taps(model, dict.fromkeys(site for found in sites.values() for site in found)) as taps:
+    with ActivationRecorder(model, dict.fromkeys(site for found in sites.values() for site in found)) as taps:
         model(randn(16, 1, 8, 8, seed=9))
     seen = taps.activations()
     return {
@@ -55,7 +55,7 @@ def steps(
 ) -> list[tuple[dict[str, float], Tensor]]:
     """Terms and image gradient of each step, on one observer (so that running averages count)."""
     matching = Matching(model, matchers, targets(model, matchers), count)
-    observer = Observer(model, matching, **how)  # type: ignore[arg-type]
+    observer = MatchedBackbone(model, matching, **how)  # type: ignore[arg-type]
     found = []
     for batch in images:
         x = batch.clone().requires_grad_()
@@ -129,8 +129,8 @@ def test_groups_are_neighbours_of_equal_size():
 
 
 def test_compiling_is_for_long_runs(registry):
-    from gvbsm import recipe
+    from gvbsm.recipe import loading
 
-    made = recipe.make({"synthesis": {"iterations": 4000}}, registry, where="test")
+    made = loading.make({"synthesis": {"iterations": 4000}}, registry, where="test")
     assert pays(made.synthesis, 4)
     assert not pays(made.synthesis, 5)

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gvbsm import options, recipe
+from gvbsm.recipe import loading
+from gvbsm.recipe import text as options
 from gvbsm_registry import GvbsmError
 
-COMPONENTS = st.sampled_from(["bn", "conv_channel", {"use": "conv_patch", "side": 2, "momentum": 0.4}])
+COMPONENTS = st.sampled_from(["bn", "conv_channel", {"use": "conv_patch", "patch_size": 2, "momentum": 0.4}])
 OVERRIDES = {
     "seed": st.integers(0, 2**63),
     "reproduces": st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
@@ -19,7 +20,7 @@ OVERRIDES = {
     "synthesis.iterations": st.integers(0, 10**6),
     "synthesis.learning_rate": st.floats(1e-12, 1e12),
     "synthesis.betas": st.tuples(st.floats(0, 0.99), st.floats(0, 0.999)).map(list),
-    "synthesis.loop": st.sampled_from(["reorder", "original"]),
+    "synthesis.batching": st.sampled_from(["by_class", "across_classes"]),
     "synthesis.matchers": st.lists(COMPONENTS, max_size=4),
     "synthesis.regularizers": st.lists(st.sampled_from(["dd", {"use": "tv", "weight": 0.5}]), max_size=3),
     "synthesis.augmentation.padding": st.integers(0, 9),
@@ -30,7 +31,7 @@ OVERRIDES = {
     "pretrain.schedule": st.sampled_from(["cosine", {"use": "cosine", "warmup": 0.25}]),
     "relabel.ensembler": st.sampled_from(["mean", "normalized"]),
     "evaluation.seeds": st.lists(st.integers(-5, 5), min_size=1, max_size=4),
-    "evaluation.full": st.booleans(),
+    "evaluation.full_baseline": st.booleans(),
 }
 TABLES = {
     "data": "toy_data",
@@ -48,14 +49,14 @@ TABLES = {
 def test_the_resolved_recipe_reproduces_itself(registry, tmp_path_factory, changes):
     tables = copy.deepcopy(TABLES)
     for key, value in changes.items():
-        recipe.override(tables, key, value)
-    made = recipe.make(tables, registry, "here")
+        loading.override(tables, key, value)
+    made = loading.make(tables, registry, "here")
     path = tmp_path_factory.mktemp("recipes") / "resolved.toml"
     path.write_text(made.toml(), encoding="utf-8")
-    again = recipe.load(path, registry)
+    again = loading.load(path, registry)
     assert again == made
     assert again.toml() == made.toml()
-    assert recipe.make(made.tables(), registry, "there") == made
+    assert loading.make(made.tables(), registry, "there") == made
 
 
 def test_overrides_reach_lists_names_and_new_tables(registry):
@@ -64,25 +65,25 @@ def test_overrides_reach_lists_names_and_new_tables(registry):
         ("backbones.0.width", 3),
         ("backbones.1", "toy_net"),
         ("synthesis.matchers", ["bn", {"use": "conv_patch"}]),
-        ("synthesis.matchers.0.drop", 0.5),
-        ("synthesis.matchers.1.side", 2),
+        ("synthesis.matchers.0.drop_rate", 0.5),
+        ("synthesis.matchers.1.patch_size", 2),
         ("relabel.epochs", 7),
-        ("data.side", 6),
+        ("data.image_size", 6),
     ]:
-        recipe.override(tables, key, value)
-    made = recipe.make(tables, registry, "here")
-    assert [backbone.table()["use"] for backbone in made.backbones] == ["toy_net", "toy_net"]
-    assert made.backbones[0].table()["width"] == 3
-    assert made.synthesis.matchers[0].drop == 0.5
-    assert made.synthesis.matchers[1].table()["side"] == 2
+        loading.override(tables, key, value)
+    made = loading.make(tables, registry, "here")
+    assert [backbone.to_recipe()["use"] for backbone in made.backbones] == ["toy_net", "toy_net"]
+    assert made.backbones[0].to_recipe()["width"] == 3
+    assert made.synthesis.matchers[0].drop_rate == 0.5
+    assert made.synthesis.matchers[1].to_recipe()["patch_size"] == 2
     assert made.relabel.epochs == 7
-    assert made.data.table()["side"] == 6
+    assert made.data.to_recipe()["image_size"] == 6
 
 
 def test_later_overrides_win_and_the_source_is_left_alone(registry, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[synthesis]\nipc = 3\n")
-    made = recipe.load(path, registry, [("synthesis.ipc", 4), ("synthesis.ipc", 5)])
+    made = loading.load(path, registry, [("synthesis.ipc", 4), ("synthesis.ipc", 5)])
     assert (made.name, made.synthesis.ipc) == ("mine", 5)
     assert path.read_text() == "[synthesis]\nipc = 3\n"
 
@@ -90,16 +91,16 @@ def test_later_overrides_win_and_the_source_is_left_alone(registry, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("backbones.2.width", 3, r"backbones\.2\.width.*no position in a list of 2"),
-        ("backbones.x.width", 3, "'x' is no position"),
-        ("backbones.-1.width", 3, "'-1' is no position"),
-        ("synthesis.ipc.x", 3, "is no table"),
+        ("backbones.2.width", 3, r"backbones\.2\.width.*not a position in a list of 2"),
+        ("backbones.x.width", 3, "'x' is not a position"),
+        ("backbones.-1.width", 3, "'-1' is not a position"),
+        ("synthesis.ipc.x", 3, "is not a table"),
     ],
 )
 def test_an_override_that_leads_nowhere(key, value, message):
     tables = {**copy.deepcopy(TABLES), "synthesis": {"ipc": 1}}
     with pytest.raises(GvbsmError, match=message) as caught:
-        recipe.override(tables, key, value)
+        loading.override(tables, key, value)
     assert "\n" not in str(caught.value)
 
 
@@ -110,10 +111,10 @@ def test_an_override_that_leads_nowhere(key, value, message):
         ("synthesis.ipc", "many", r"synthesis\.ipc.*got 'many'"),
         ("synthesis.matchers", ["conv_pach"], r"synthesis\.matchers.*conv_pach.*conv_patch"),
         ("synthesis.matchers", [{"use": "bn", "wait": 1}], "wait.*weight"),
-        ("synthesis.matchers", [{"side": 3}], 'use = "NAME"'),
+        ("synthesis.matchers", [{"image_size": 3}], 'use = "NAME"'),
         ("synthesis.matchers", [7], r'synthesis\.matchers.*use = "NAME"'),
         ("synthesis.matchers", "bn", r"synthesis\.matchers"),
-        ("synthesis.matchers", [{"use": "bn", "drop": 1.0}], "drop.*less than 1.*got 1.0"),
+        ("synthesis.matchers", [{"use": "bn", "drop_rate": 1.0}], "drop.*less than 1.*got 1.0"),
         ("sintesis", {"ipc": 1}, "unknown option 'sintesis'.*synthesis"),
         ("synthesis.iteration", 1, r"synthesis\.iteration"),
         ("synthesis", 3, "synthesis"),
@@ -125,9 +126,9 @@ def test_an_override_that_leads_nowhere(key, value, message):
 )
 def test_mistakes_are_one_line_with_place_and_key(registry, key, value, message):
     tables = copy.deepcopy(TABLES)
-    recipe.override(tables, key, value)
+    loading.override(tables, key, value)
     with pytest.raises(GvbsmError, match=message) as caught:
-        recipe.make(tables, registry, "my.toml")
+        loading.make(tables, registry, "my.toml")
     assert str(caught.value).startswith("recipe my.toml: ")
     assert "\n" not in str(caught.value)
 
@@ -135,21 +136,21 @@ def test_mistakes_are_one_line_with_place_and_key(registry, key, value, message)
 def test_all_mistakes_are_told_at_once(registry):
     tables = {"seed": -1, "synthesis": {"ipc": 0}, "relabel": {"cutmix": 2}}
     with pytest.raises(GvbsmError, match=r"seed: .*; synthesis\.ipc: .*; relabel\.cutmix: "):
-        recipe.make(tables, registry, "here")
+        loading.make(tables, registry, "here")
 
 
 def test_files_that_are_no_recipe(registry, tmp_path):
     broken = tmp_path / "broken.toml"
     broken.write_text("[synthesis\n")
     with pytest.raises(GvbsmError, match=r"broken\.toml: is not TOML"):
-        recipe.load(broken, registry)
+        loading.load(broken, registry)
     broken.write_bytes(b"name = '\xff'\n")
     with pytest.raises(GvbsmError, match=r"broken\.toml: is not TOML"):
-        recipe.load(broken, registry)
+        loading.load(broken, registry)
     with pytest.raises(GvbsmError, match="no such file"):
-        recipe.load(tmp_path / "none.toml", registry)
+        loading.load(tmp_path / "none.toml", registry)
     with pytest.raises(GvbsmError, match="unknown recipe 'digit'; did you mean 'digits'"):
-        recipe.load("digit", registry)
+        loading.load("digit", registry)
 
 
 @pytest.mark.parametrize(
@@ -179,18 +180,18 @@ def test_values_are_toml_or_text(text, value):
         ("bn", {"use": "bn"}),
         ("bn:", {"use": "bn"}),
         ("timm/vit_tiny", {"use": "timm/vit_tiny"}),
-        ("conv_patch:side=2,weight=0.5", {"use": "conv_patch", "side": 2, "weight": 0.5}),
+        ("conv_patch:patch_size=2,weight=0.5", {"use": "conv_patch", "patch_size": 2, "weight": 0.5}),
         ("resized_crop:scale=[0.5, 1.0],flip=0", {"use": "resized_crop", "scale": [0.5, 1.0], "flip": 0}),
         ("convnet:weights=/a:b=c.pth", {"use": "convnet", "weights": "/a:b=c.pth"}),
         ('x:name="a,b",y={a=[1,2],b=2}', {"use": "x", "name": "a,b", "y": {"a": [1, 2], "b": 2}}),
-        ("x: side = 2", {"use": "x", "side": 2}),
+        ("x: image_size = 2", {"use": "x", "image_size": 2}),
     ],
 )
 def test_components_on_the_command_line(text, table):
     assert options.parse_component(text) == table
 
 
-@pytest.mark.parametrize("text", ["bn:drop", "bn:=3", "bn:drop=1,x"])
+@pytest.mark.parametrize("text", ["bn:drop", "bn:=3", "bn:drop_rate=1,x"])
 def test_components_on_the_command_line_with_mistakes(text):
     with pytest.raises(GvbsmError, match="NAME:key=value"):
         options.parse_component(text)
@@ -198,6 +199,6 @@ def test_components_on_the_command_line_with_mistakes(text):
 
 def test_shipped_recipes_load_and_say_what_they_reproduce(registry):
     for name in registry.recipes():
-        made = recipe.load(name, registry)
+        made = loading.load(name, registry)
         assert made.name == name
-        assert made.reproduces
+        assert made.description or made.reproduces

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from gvbsm import pipeline, units
-from gvbsm.workspace import Workspace, open_store
+from gvbsm import pipeline
+from gvbsm.runtime import units
+from gvbsm.runtime.workspace import Workspace, open_store
 from gvbsm_registry import GvbsmError
 from gvbsm_registry.stores import RemoteStore
 

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import pytest
 
-from gvbsm.reporting import Reporter
+from gvbsm.runtime.reporting import Reporter
 from gvbsm_registry import GvbsmError, StageFinished, StageStarted, Step, discover, hookimpl
 
 EVENTS = [

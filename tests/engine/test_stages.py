@@ -15,9 +15,9 @@ from torchvision.transforms import functional as reference
 
 from benchmarks import textbook
 from gvbsm import pipeline
-from gvbsm.matching import target_name
+from gvbsm.matching.terms import target_name
+from gvbsm.runtime.units import execute
 from gvbsm.stages import measure, pretrain
-from gvbsm.units import execute
 from gvbsm_registry import GvbsmError
 
 
@@ -61,11 +61,11 @@ def test_a_floor_above_what_a_backbone_reaches_stops_the_run_and_trains_nothing_
     units = stages(make_workspace(("data.noise", 110.0))).backbones()
     accuracies = [unit.read().meta["top1"] for unit in units]
     assert all(0.55 < accuracy < 1 for accuracy in accuracies)
-    workspace = make_workspace(("data.noise", 110.0), ("pretrain.floor", 1.0))
+    workspace = make_workspace(("data.noise", 110.0), ("pretrain.min_accuracy", 1.0))
     assert all(unit.done() for unit in pretrain.units(workspace))
     with pytest.raises(GvbsmError, match=r"below the 100\.0%"):
         pretrain.check(workspace, pretrain.units(workspace))
-    enough = make_workspace(("data.noise", 110.0), ("pretrain.floor", min(accuracies)))
+    enough = make_workspace(("data.noise", 110.0), ("pretrain.min_accuracy", min(accuracies)))
     pretrain.check(enough, pretrain.units(enough))
 
 
@@ -168,7 +168,7 @@ def test_statistics_are_equation_9(make_workspace, stages, batch):
 def test_measuring_again_does_no_work(make_workspace, stages, monkeypatch):
     stages(make_workspace()).statistics()
     again = make_workspace(("synthesis.iterations", 99), ("synthesis.ipc", 1), out="other")
-    monkeypatch.setattr(measure, "Gauge", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(measure, "StatisticsCollector", lambda *_: pytest.fail("measured again"))
     units = stages(again).statistics()
     assert all(unit.done() for unit in units)
 
@@ -194,7 +194,7 @@ def test_streamed_data_gives_the_same_statistics(make_workspace, stages, tmp_pat
 
 def plain_views(images: Tensor, block: dict[str, Tensor], epoch: int) -> Tensor:
     """One epoch's views by the documented format: torch, numpy and torchvision."""
-    count, side = len(images), images.shape[-1]
+    count, image_size = len(images), images.shape[-1]
 
     def of(name: str) -> list:
         part = block[name][epoch]  # [N, …], or [1, …] where it is the same for all images
@@ -206,7 +206,7 @@ def plain_views(images: Tensor, block: dict[str, Tensor], epoch: int) -> Tensor:
         images, of("crop"), flips, of("roll"), strict=True
     ):
         box = (int(top), int(left), int(height), int(width))
-        view = reference.resized_crop(image, *box, [side, side], antialias=False)
+        view = reference.resized_crop(image, *box, [image_size, image_size], antialias=False)
         seen.append((reference.hflip(view) if flip else view).roll(tuple(roll), (-2, -1)))
     mixed = [view.clone() for view in seen]
     for index, (partner, (top, left, bottom, right)) in enumerate(
@@ -236,7 +236,7 @@ def test_labels_can_be_made_again_from_the_files_alone(make_workspace, stages):
 
 
 def labels_of(workspace) -> list[dict[str, Tensor]]:
-    from gvbsm.distilled import DistilledDataset
+    from gvbsm.distilled.dataset import DistilledDataset
 
     data = DistilledDataset(workspace.out / "distilled")
     epochs = [data.epoch(number) for number in range(data.epochs)]
@@ -246,7 +246,7 @@ def labels_of(workspace) -> list[dict[str, Tensor]]:
 def test_the_size_of_blocks_changes_no_epoch(make_workspace, stages):
     found = []
     for block, epochs in ((2, 4), (3, 4), (50, 4), (2, 3)):
-        changes = [("relabel.block", block), ("relabel.epochs", epochs)]
+        changes = [("relabel.epochs_per_file", block), ("relabel.epochs", epochs)]
         found.append(labels_of(stages(make_workspace(*changes, out=f"{block}-{epochs}")).run("relabel")))
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=False):
@@ -300,9 +300,9 @@ def test_results_hold_the_distilled_set_and_its_baselines(make_workspace, stages
 
 
 def test_the_whole_set_and_hard_labels_on_demand(make_workspace, stages):
-    workspace = stages(make_workspace(("evaluation.full", True), ("evaluation.distilled_hard", True))).run(
-        "evaluate"
-    )
+    workspace = stages(
+        make_workspace(("evaluation.full_baseline", True), ("evaluation.distilled_hard", True))
+    ).run("evaluate")
     records = {(r["set"], r["labels"]): r for r in pipeline.results(workspace.out)}
     assert set(records) == {
         ("distilled", "soft"),

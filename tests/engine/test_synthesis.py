@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from toys import ToyNet
 
 from benchmarks.textbook import MATCHERS, TextbookStep, densification
-from gvbsm import optimisation
-from gvbsm.matching import target_name
-from gvbsm.recipe import Synthesis
+from gvbsm.matching.terms import target_name
+from gvbsm.recipe.schema import Synthesis
+from gvbsm.runtime.units import execute
 from gvbsm.stages import synthesize
-from gvbsm.units import execute
+from gvbsm.synthesis import loop as optimisation
 from gvbsm_registry import GvbsmError
 from gvbsm_registry.artifacts import read
 
@@ -33,11 +33,11 @@ PLAIN = [("synthesis.initializer", "real"), ("synthesis.augmentation", "none")]
     classes=st.integers(1, 30),
     ipc=st.integers(1, 20),
     batch=st.integers(1, 40),
-    loop=st.sampled_from(["reorder", "original"]),
+    batching=st.sampled_from(["by_class", "across_classes"]),
 )
-def test_batches_hold_every_image_once_in_the_papers_order(registry, classes, ipc, batch, loop):
+def test_batches_hold_every_image_once_in_the_papers_order(registry, classes, ipc, batch, batching):
     section = Synthesis.model_validate(
-        {"ipc": ipc, "batch": batch, "loop": loop}, context={"registry": registry}
+        {"ipc": ipc, "batch": batch, "batching": batching}, context={"registry": registry}
     )
     parts = synthesize.batches(classes, section)
     pairs = [pair for labels, ranks in parts for pair in zip(labels, ranks, strict=True)]
@@ -45,7 +45,7 @@ def test_batches_hold_every_image_once_in_the_papers_order(registry, classes, ip
     for labels, ranks in parts:
         assert 0 < len(labels) == len(ranks) <= batch
         counts = Counter(labels)
-        if loop == "original":  # one image of each of many classes
+        if batching == "across_classes":  # one image of each of many classes
             assert set(counts.values()) == {1}
             assert len(set(ranks)) == 1
         elif ipc <= batch:  # all images of few classes
@@ -53,7 +53,7 @@ def test_batches_hold_every_image_once_in_the_papers_order(registry, classes, ip
         else:
             assert len(counts) == 1
     # No more batches than the order of the loop asks for.
-    if loop == "original":
+    if batching == "across_classes":
         assert len(parts) == ipc * math.ceil(classes / batch)
     elif ipc <= batch:
         assert len(parts) == math.ceil(classes / (batch // ipc))
@@ -94,7 +94,7 @@ def moved(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def test_three_steps_equal_the_papers_written_out(make_workspace, stages, double):
     """Noise, augmentation, Eqs. 5, 6, 10, 14, Adam, cosine, clamping, 8 bits: images and every term."""
-    wanted = [{"use": "bn"}, *({"use": name, "drop": 0.5} for name in MATCHERS[1:])]
+    wanted = [{"use": "bn"}, *({"use": name, "drop_rate": 0.5} for name in MATCHERS[1:])]
     changes = [("synthesis.batch", 6), ("synthesis.iterations", 3), ("synthesis.matchers", wanted)]
     changes += [("backbones.0.match_weight", 0.5), ("backbones.1.match_weight", 20.0)]
     workspace = make_workspace(*changes)
@@ -113,9 +113,11 @@ def test_three_steps_equal_the_papers_written_out(make_workspace, stages, double
             }
             for matcher in workspace.recipe.synthesis.matchers[1:]
         }
-        drop = {"bn": 0.0, "conv_channel": 0.5, "conv_patch": 0.5}
+        drop_rate = {"bn": 0.0, "conv_channel": 0.5, "conv_patch": 0.5}
         books.append(
-            TextbookStep(model, targets=targets, momentum=0.8, drop=drop, weight=0.01 * factor, dd_weight=0)
+            TextbookStep(
+                model, targets=targets, momentum=0.8, drop_rate=drop_rate, weight=0.01 * factor, dd_weight=0
+            )
         )
     generator = workspace.generator("synthesize", 0)
     (mean,), (std,) = workspace.moments
@@ -276,13 +278,17 @@ def test_a_step_that_is_not_finite_keeps_the_last_good_images(make_workspace, st
 
 
 def test_odd_sizes_and_one_image_a_class(make_workspace, stages):
-    changes = [("data.side", 7), ("data.channels", 3), ("synthesis.ipc", 1), ("synthesis.batch", 2)]
+    changes = [("data.image_size", 7), ("data.channels", 3), ("synthesis.ipc", 1), ("synthesis.batch", 2)]
     found = made(make_workspace, stages, *changes)
     assert found.shape == (3, 3, 7, 7)
 
 
 def test_images_are_sorted_by_class_and_rank_whatever_the_loop(make_workspace, stages):
-    changes = [("synthesis.loop", "original"), ("synthesis.iterations", 0), ("synthesis.initializer", "real")]
+    changes = [
+        ("synthesis.batching", "across_classes"),
+        ("synthesis.iterations", 0),
+        ("synthesis.initializer", "real"),
+    ]
     original = stages(make_workspace(*changes, out="a")).run("synthesize")
     reorder = stages(make_workspace(*changes[1:], out="b")).run("synthesize")
     assert torch.equal(distilled(original), distilled(reorder))

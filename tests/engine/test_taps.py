@@ -1,4 +1,4 @@
-"""Taps and the shared reductions, against definitions and autograd."""
+"""ActivationRecorder and the shared reductions, against definitions and autograd."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gvbsm import taps
-from gvbsm.taps import Activation, BatchPowers, GroupedActivation, Taps
+from gvbsm.matching import activations as taps
+from gvbsm.matching.activations import Activation, ActivationRecorder, BatchMoments, GroupedActivation
 from gvbsm_registry import GvbsmError
 
 
@@ -165,11 +165,11 @@ def test_a_tensor_seen_by_several_sites_is_reduced_once(monkeypatch):
         @staticmethod
         def apply(*arguments: object) -> object:
             calls.append(arguments)
-            return BatchPowers.apply(*arguments)
+            return BatchMoments.apply(*arguments)
 
-    monkeypatch.setattr(taps, "BatchPowers", Counting)
-    tapped = Taps(model, ["norm", "left", "right"], groups=2)
-    for _ in range(2):  # on demand, then beforehand
+    monkeypatch.setattr(taps, "BatchMoments", Counting)
+    tapped = ActivationRecorder(model, ["norm", "left", "right"], groups=2)
+    for _ in range(2):  # on require, then beforehand
         calls.clear()
         with tapped:
             model(randn(4, 2, 5, 5))
@@ -186,7 +186,7 @@ def test_a_tensor_seen_by_several_sites_is_reduced_once(monkeypatch):
 def test_an_input_changed_in_place_is_refused():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3))
     model[1] = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))  # writes into what it was given
-    with Taps(model, ["1.0"]) as tapped:
+    with ActivationRecorder(model, ["1.0"]) as tapped:
         model(randn(2, 1, 9, 9).float())
     with pytest.raises(GvbsmError, match=r"'1\.0'.*in place.*inplace=False"):
         tapped.activations()
@@ -194,7 +194,7 @@ def test_an_input_changed_in_place_is_refused():
 
 def test_an_output_changed_in_place_is_none_of_a_sites_business():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 3))
-    with Taps(model, ["0", "1", "3"]) as tapped:
+    with ActivationRecorder(model, ["0", "1", "3"]) as tapped:
         model(randn(2, 1, 9, 9).float())
     assert set(tapped.activations()) == {"0", "1", "3"}
 
@@ -202,7 +202,7 @@ def test_an_output_changed_in_place_is_none_of_a_sites_business():
 def test_a_site_that_is_not_reached_is_refused():
     model = Shared().double()
     model.register_module("spare", nn.Conv2d(2, 2, 3).double())
-    with Taps(model, ["left", "spare"]) as tapped:
+    with ActivationRecorder(model, ["left", "spare"]) as tapped:
         model(randn(2, 2, 5, 5))
     with pytest.raises(GvbsmError, match="'spare' is not reached"):
         tapped.activations()
@@ -210,14 +210,14 @@ def test_a_site_that_is_not_reached_is_refused():
 
 def test_hooks_go_whatever_happens():
     model = Shared().double()
-    with pytest.raises(RuntimeError), Taps(model, ["left", "right"]):
+    with pytest.raises(RuntimeError), ActivationRecorder(model, ["left", "right"]):
         model(randn(2, 5, 5, 5))
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_taps_forget_what_they_handed_out():
     model = Shared().double()
-    with Taps(model, ["left"]) as tapped:
+    with ActivationRecorder(model, ["left"]) as tapped:
         model(randn(2, 2, 5, 5))
         tapped.activations()
         with pytest.raises(GvbsmError, match="not reached"):

@@ -10,10 +10,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gvbsm import training
-from gvbsm.distilled import DistilledDataset
-from gvbsm.stages import pretrain
-from gvbsm.units import seed_of
+from gvbsm.distilled.dataset import DistilledDataset
+from gvbsm.runtime.units import seed_of
+from gvbsm.stages import pretrain, training
 
 
 def toy_net(width: int = 6) -> nn.Module:
@@ -155,8 +154,8 @@ def test_pretraining_equals_a_plain_loop(make_workspace, stages, streamed, tmp_p
 
 
 def test_a_lone_last_image_joins_the_batch_before():
-    lots = training.lots_of(torch.arange(9), 4)
+    lots = training.split_batches(torch.arange(9), 4)
     assert [len(lot) for lot in lots] == [4, 5]
     assert torch.cat(list(lots)).tolist() == list(range(9))
-    assert [len(lot) for lot in training.lots_of(torch.arange(8), 4)] == [4, 4]
-    assert [len(lot) for lot in training.lots_of(torch.arange(1), 4)] == [1]
+    assert [len(lot) for lot in training.split_batches(torch.arange(8), 4)] == [4, 4]
+    assert [len(lot) for lot in training.split_batches(torch.arange(1), 4)] == [1]

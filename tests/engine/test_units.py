@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from gvbsm.runtime.units import Unit, execute, perform, seed_of
 from gvbsm.stages import evaluate, relabel, synthesize
-from gvbsm.units import Unit, execute, perform, seed_of
 from gvbsm_registry import Executor, GvbsmError
 from gvbsm_registry.artifacts import peek, read
 
@@ -146,15 +146,19 @@ PRETRAIN = [
     ("data.mean", [0.4]),
     ("backbones.1.width", 9),
 ]
-MEASURE = [("measure.batch", 11), ("measure.augmentation", "resized_crop"), ("synthesis.matchers.2.side", 2)]
+MEASURE = [
+    ("measure.batch", 11),
+    ("measure.augmentation", "resized_crop"),
+    ("synthesis.matchers.2.patch_size", 2),
+]
 SYNTHESIS = [
     ("synthesis.ipc", 3),
     ("synthesis.iterations", 7),
-    ("synthesis.loop", "original"),
+    ("synthesis.batching", "across_classes"),
     ("synthesis.backbone_order", "random"),
     ("synthesis.betas", [0.5, 0.99]),
     ("synthesis.cross_entropy", 0.5),
-    ("synthesis.average_start", "first"),
+    ("synthesis.ema_init", "first"),
     ("synthesis.matchers.0.weight", 0.5),
     ("synthesis.matchers.1.momentum", 0.5),
     ("synthesis.regularizers", []),
@@ -211,7 +215,7 @@ def test_every_option_is_in_the_keys_from_its_stage_on(make_workspace, change):
 
 @pytest.mark.parametrize(
     "change",
-    [("pretrain.floor", 0.1), ("synthesis.log_every", 5), ("name", "other"), ("reproduces", "x")],
+    [("pretrain.min_accuracy", 0.1), ("synthesis.log_every", 5), ("name", "other"), ("reproduces", "x")],
     ids=lambda change: change[0],
 )
 def test_what_changes_no_result_is_in_no_key_of_the_images(make_workspace, change):

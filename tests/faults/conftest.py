@@ -14,7 +14,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> object:
-    """Results are compared to the bit."""
+    """Results are compared bit for bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

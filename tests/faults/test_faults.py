@@ -1,4 +1,4 @@
-"""What really happens: after each fault the right error or a finished run, equal to the bit, nothing lost.
+"""What really happens: after each fault the right error or a finished run, equal bit for bit, nothing lost.
 
 `make faults` tries every fault many times (FAULTS=50); `make test` a few times. `python -m pytest
 tests/faults -s` prints the table of docs/reliability.md.
@@ -23,8 +23,8 @@ import pytest
 import torch
 from cli_helpers import artifacts, done, events, invoke, leftovers, meaning, product
 
-from gvbsm import units
-from gvbsm.observing import Observer
+from gvbsm.matching.forward import MatchedBackbone
+from gvbsm.runtime import units
 from gvbsm_plugins.regularizers import gvbsm_components
 from gvbsm_registry import Regularizer
 from gvbsm_registry.artifacts import read
@@ -103,7 +103,7 @@ def test_sigkill_at_random_moments(tiny: Path, finished: Path, tmp_path: Path) -
     tell(
         "SIGKILL at a random moment",
         killed.total(),
-        f"{rounds + 1} runs finished, equal to the bit ({stages})",
+        f"{rounds + 1} runs finished, equal bit for bit ({stages})",
     )
 
 
@@ -127,7 +127,7 @@ def test_two_runs_on_one_store_at_once(shared_out: bool, tiny: Path, finished: P
             assert product(out) == product(finished / "out")
         assert not leftovers(base)
     what = "into one folder" if shared_out else "on one store"
-    tell(f"two runs {what} at once", times, "both finish, equal to the bit")
+    tell(f"two runs {what} at once", times, "both finish, equal bit for bit")
 
 
 def test_a_clock_that_goes_backwards(
@@ -143,7 +143,9 @@ def test_a_clock_that_goes_backwards(
     done("run", tiny, *paths(tmp_path), "--quiet")
     assert artifacts(tmp_path / "out", tmp_path / "store") == before
     tell(
-        "clock going backwards, files from the future", 2, "finished run equal to the bit, nothing done twice"
+        "clock going backwards, files from the future",
+        2,
+        "finished run equal bit for bit, nothing done twice",
     )
 
 
@@ -176,7 +178,9 @@ def test_every_artifact_damaged(
             done("run", tiny, *paths(copied), "--quiet")
         assert_equal(copied, finished)
     what = "cut short" if damage is _cut else "with one bit flipped"
-    tell(f"an artifact {what}", len(victims), f"refused by name {refused} times; made anew, equal to the bit")
+    tell(
+        f"an artifact {what}", len(victims), f"refused by name {refused} times; made anew, equal bit for bit"
+    )
 
 
 class Trouble:
@@ -225,7 +229,7 @@ def test_a_unit_that_fails(
     assert {path: after[path] for path in before} == before
     assert product_without_last_good(tmp_path / "out") == product(finished / "out")
     tell(
-        name, 1, "one line that names batch and step; finished work kept; the next run ends equal to the bit"
+        name, 1, "one line that names batch and step; finished work kept; the next run ends equal bit for bit"
     )
 
 
@@ -239,22 +243,22 @@ def test_a_group_that_finds_no_memory_is_halved(
 ) -> None:
     """Five batches of four images; only five images at a time find room, in the first step or later."""
     sizes: list[int] = []
-    observe = Observer.observe
+    observe = MatchedBackbone.observe
 
-    def little_room(self: Observer, images: torch.Tensor, uniforms: torch.Tensor) -> Any:
+    def little_room(self: MatchedBackbone, images: torch.Tensor, uniforms: torch.Tensor) -> Any:
         sizes.append(len(images))
         if len(images) > 5 and len(sizes) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return observe(self, images, uniforms)
 
-    monkeypatch.setattr(Observer, "observe", little_room)
-    done("run", tiny, *paths(tmp_path), "--set", "synthesis.group=5", "--quiet")
+    monkeypatch.setattr(MatchedBackbone, "observe", little_room)
+    done("run", tiny, *paths(tmp_path), "--set", "synthesis.batches_per_step=5", "--quiet")
     assert list(dict.fromkeys(sizes)) == [20, 8, 4, 12]
     whole, alone = (
         read(folder / "out" / "distilled" / "images.safetensors") for folder in (tmp_path, finished)
     )
     assert torch.equal(whole.tensors["images"], alone.tensors["images"])
-    tell("a group of image batches that finds no memory", 1, "halved until it does; images equal to the bit")
+    tell("a group of image batches that finds no memory", 1, "halved until it does; images equal bit for bit")
 
 
 def test_out_of_memory_is_told_from_other_errors() -> None:
@@ -289,4 +293,4 @@ def test_a_plugin_that_hangs_can_be_stopped(
     done("run", tiny, *paths(tmp_path), "--quiet")
     assert_equal(tmp_path, finished)
     assert meaning(tmp_path / "store") == meaning(finished / "store")
-    tell("a plugin that hangs", 1, "Ctrl-C ends it with exit code 130; the next run ends equal to the bit")
+    tell("a plugin that hangs", 1, "Ctrl-C ends it with exit code 130; the next run ends equal bit for bit")

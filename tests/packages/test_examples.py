@@ -9,7 +9,7 @@ import pytest
 from lines import lines_of_code
 from venvs import ROOT
 
-from gvbsm import scaffold
+from gvbsm.authoring import scaffold
 from gvbsm_registry import discover
 
 EXAMPLES = sorted((ROOT / "examples").iterdir())

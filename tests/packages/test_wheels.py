@@ -13,7 +13,7 @@ EXAMPLES = ROOT / "examples"
 SHRUNK = (
     "--backbone convnet:width=8,depth=1 --set pretrain.epochs=2 --set synthesis.iterations=4 "
     "--set relabel.epochs=2 --set evaluation.epochs=2 --set 'evaluation.seeds=[0]' "
-    "--set evaluation.full=false --device cpu --quiet"
+    "--set evaluation.full_baseline=false --device cpu --quiet"
 )
 
 pytestmark = pytest.mark.slow

@@ -12,11 +12,11 @@ from torchvision.transforms import RandomCrop, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
 from gvbsm_plugins.augmentations import CropFlipRoll, ResizedCrop, WholeImage
-from gvbsm_registry import Augmentation, View, whole
+from gvbsm_registry import Augmentation, View, identity_view
 
 
-def draw(augmentation: Augmentation, count: int, side: int, seed: int = 0) -> View:
-    view = augmentation.draw(count, side, torch.Generator().manual_seed(seed))
+def draw(augmentation: Augmentation, count: int, image_size: int, seed: int = 0) -> View:
+    view = augmentation.draw(count, image_size, torch.Generator().manual_seed(seed))
     assert len(view) == count
     assert view.boxes.shape == (count, 4)
     assert view.boxes.is_floating_point()
@@ -54,17 +54,19 @@ def test_none_changes_nothing():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 33), st.integers(0, 5), st.integers(0, 40), st.booleans(), st.integers(0, 999))
-def test_crop_flip_roll_is_pad_crop_flip_roll(side, padding, roll, per_image, seed):
-    view = draw(CropFlipRoll(padding=padding, roll=roll, per_image=per_image), 6, side, seed)
-    assert (view.boxes[:, 2:] == side).all()
+def test_crop_flip_roll_is_pad_crop_flip_roll(image_size, padding, roll, per_image, seed):
+    view = draw(CropFlipRoll(padding=padding, roll=roll, per_image=per_image), 6, image_size, seed)
+    assert (view.boxes[:, 2:] == image_size).all()
     assert (view.boxes[:, :2].abs() <= padding).all()
     assert (view.rolls.abs() <= roll).all()
     if not per_image:
         assert (view.rolls == view.rolls[0]).all()
-    images = torch.randn(6, 3, side, side)
+    images = torch.randn(6, 3, image_size, image_size)
     for index, seen in enumerate(view.apply(images)):
         top, left = (int(offset) + padding for offset in view.boxes[index, :2])
-        expected = reference.crop(reference.pad(images[index], [padding] * 4), top, left, side, side)
+        expected = reference.crop(
+            reference.pad(images[index], [padding] * 4), top, left, image_size, image_size
+        )
         expected = reference.hflip(expected) if view.flips[index] else expected
         assert torch.equal(seen, expected.roll(view.rolls[index].tolist(), (1, 2)))
 
@@ -97,18 +99,18 @@ def distance(one: np.ndarray, two: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("side", "scale", "ratio"),
+    ("image_size", "scale", "ratio"),
     [(32, (0.08, 1.0), (3 / 4, 4 / 3)), (8, (0.5, 1.0), (3 / 4, 4 / 3)), (20, (0.3, 1.0), (0.4, 1.1))],
 )
-def test_resized_crop_is_distributed_like_torchvision(side, scale, ratio):
+def test_resized_crop_is_distributed_like_torchvision(image_size, scale, ratio):
     torch.manual_seed(0)
-    image, count = torch.zeros(1, side, side), 6000
+    image, count = torch.zeros(1, image_size, image_size), 6000
     theirs = np.array([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(count)])
-    ours = draw(ResizedCrop(scale=scale, ratio=ratio), count, side, 1).boxes.double().numpy()
+    ours = draw(ResizedCrop(scale=scale, ratio=ratio), count, image_size, 1).boxes.double().numpy()
     assert np.array_equal(ours, ours.round())
     assert (ours >= 0).all()
     assert (ours[:, 2:] >= 1).all()
-    assert (ours[:, :2] + ours[:, 2:] <= side).all()
+    assert (ours[:, :2] + ours[:, 2:] <= image_size).all()
     views = {
         "top": lambda box: box[:, 0],
         "left": lambda box: box[:, 1],
@@ -124,21 +126,21 @@ def test_resized_crop_is_distributed_like_torchvision(side, scale, ratio):
 
 
 @pytest.mark.parametrize(
-    ("side", "ratio"), [(9, (1.5, 2.0)), (10, (0.3, 0.6)), (2, (5.0, 6.0)), (1, (3.0, 3.0))]
+    ("image_size", "ratio"), [(9, (1.5, 2.0)), (10, (0.3, 0.6)), (2, (5.0, 6.0)), (1, (3.0, 3.0))]
 )
-def test_resized_crop_falls_back_to_torchvisions_centre(side, ratio):
+def test_resized_crop_falls_back_to_torchvisions_centre(image_size, ratio):
     """The whole area in another shape never fits, so every box is the fallback."""
-    ours = draw(ResizedCrop(scale=(1, 1), ratio=ratio), 5, side).boxes
-    if side > 2:
-        theirs = RandomResizedCrop.get_params(torch.zeros(1, side, side), [1.0, 1.0], list(ratio))
+    ours = draw(ResizedCrop(scale=(1, 1), ratio=ratio), 5, image_size).boxes
+    if image_size > 2:
+        theirs = RandomResizedCrop.get_params(torch.zeros(1, image_size, image_size), [1.0, 1.0], list(ratio))
         assert ours.tolist() == [list(map(float, theirs))] * 5
     assert (ours[:, 2:] >= 1).all()
-    assert (ours[:, :2] + ours[:, 2:] <= side).all()
+    assert (ours[:, :2] + ours[:, 2:] <= image_size).all()
 
 
 def test_resized_crop_of_the_whole_is_the_whole():
     view = draw(ResizedCrop(scale=(1, 1), ratio=(1, 1), flip=0), 4, 7)
-    assert torch.equal(view.boxes, whole(4, 7).boxes)
+    assert torch.equal(view.boxes, identity_view(4, 7).boxes)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,6 @@ def test_options_out_of_range(options):
 
 def test_tables_make_the_same_augmentation():
     augmentation = ResizedCrop(scale=(0.2, 0.9), roll=4)
-    table = augmentation.table()
+    table = augmentation.to_recipe()
     assert table.pop("use") == "resized_crop"
     assert ResizedCrop.model_validate(table) == augmentation

@@ -34,7 +34,7 @@ def saved(path: Path, save: Callable[[Any, Path], None], what: Any) -> str:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("backbone", "side"),
+    ("backbone", "image_size"),
     [
         (Torchvision(variant="mobilenet_v3_small"), 8),
         (Torchvision(variant="resnet18"), 28),
@@ -45,9 +45,9 @@ def saved(path: Path, save: Callable[[Any, Path], None], what: Any) -> str:
     ],
     ids=lambda value: getattr(value, "title", str(value)),
 )
-def test_providers_take_classes_sides_and_grey(backbone: Backbone, side: int, channels: int) -> None:
-    model = backbone.build(7, side, channels).train()
-    images = torch.randn(2, channels, side, side, requires_grad=True)
+def test_providers_take_classes_sides_and_grey(backbone: Backbone, image_size: int, channels: int) -> None:
+    model = backbone.build(7, image_size, channels).train()
+    images = torch.randn(2, channels, image_size, image_size, requires_grad=True)
     logits = model(images)
     assert logits.shape == (2, 7)
     logits.square().sum().backward()
@@ -102,7 +102,7 @@ def test_unknown_names_list_the_nearest_five(backbone: Backbone, near: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("backbone", "side", "says"),
+    ("backbone", "image_size", "says"),
     [
         (Torchvision(variant="alexnet"), 16, "3×16×16"),  # its pools need more pixels
         (Torchvision(variant="resnet18", options={"no_such": 1}), 32, "no_such"),
@@ -112,9 +112,9 @@ def test_unknown_names_list_the_nearest_five(backbone: Backbone, near: str) -> N
     ],
     ids=lambda value: getattr(value, "title", str(value)),
 )
-def test_what_a_model_can_not_do_is_said(backbone: Backbone, side: int, says: str) -> None:
+def test_what_a_model_can_not_do_is_said(backbone: Backbone, image_size: int, says: str) -> None:
     with pytest.raises(GvbsmError, match="can't be built") as caught:
-        backbone.build(3, side, 3)
+        backbone.build(3, image_size, 3)
     assert says in str(caught.value)
     assert "change `options`" in str(caught.value)
 
@@ -191,7 +191,7 @@ def test_a_failed_download_says_what_and_what_else(monkeypatch: pytest.MonkeyPat
     ):
         with pytest.raises(GvbsmError, match=r"could not be fetched .*no route.*local file") as caught:
             backbone.build(3, 32, 3)
-        assert str(caught.value).startswith(f"{backbone.title}: ")
+        assert str(caught.value).startswith(f"{backbone.full_name}: ")
 
 
 def test_models_without_published_weights_say_so() -> None:

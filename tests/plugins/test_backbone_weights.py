@@ -55,7 +55,7 @@ FORMS: dict[str, Callable[[nn.Module, Path], None]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("backbone", [NET, WRN162(), Timm(variant="resnet10t")], ids=lambda b: b.title)
+@pytest.mark.parametrize("backbone", [NET, WRN162(), Timm(variant="resnet10t")], ids=lambda b: b.full_name)
 def test_every_form_of_file_round_trips(backbone: Backbone, form: str, tmp_path: Path) -> None:
     made = backbone.build(3, 8, 1)
     FORMS[form](made, tmp_path / form)
@@ -83,7 +83,7 @@ def test_auxiliary_heads_and_missing_counters_do_no_harm() -> None:
 
 
 @pytest.mark.parametrize(
-    "backbone", [NET, MobileNetV2Small(), Torchvision(variant="squeezenet1_1")], ids=lambda b: b.title
+    "backbone", [NET, MobileNetV2Small(), Torchvision(variant="squeezenet1_1")], ids=lambda b: b.full_name
 )
 def test_other_classes_need_reset_classifier(backbone: Backbone, tmp_path: Path) -> None:
     made = backbone.build(5, 32, 3)
@@ -154,12 +154,12 @@ def test_odd_files_are_named(tmp_path: Path) -> None:
     assert "no such weights file" in refused(tmp_path / "missing.pth")
     assert "no such weights file" in refused(tmp_path)
     for name in ("text.safetensors", "text.pth", "empty.pth", "empty.safetensors"):
-        (tmp_path / name).write_text("" if "empty" in name else "these are no weights, " * 20)
+        (tmp_path / name).write_text("" if "empty" in name else "these are not weights, " * 20)
         assert "can't be read as" in refused(tmp_path / name)
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     assert "holds no state dict but Tensor" in refused(tmp_path / "tensor.pth")
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
-    assert "epoch is no tensor" in refused(tmp_path / "epoch.pth")
+    assert "epoch is not a tensor" in refused(tmp_path / "epoch.pth")
     torch.save({}, tmp_path / "nothing.pth")
     assert "no state dict" in refused(tmp_path / "nothing.pth")
     looped: dict[str, Any] = {}

@@ -56,8 +56,8 @@ def test_recipe_tables_make_backbones_and_come_back() -> None:
         {"use": "torchvision/resnet18", "weights": "DEFAULT", "match_weight": 0.5},
     ):
         made = registry.create(Backbone, table)
-        assert table.items() <= made.table().items()
-        assert registry.create(Backbone, made.table()) == made
+        assert table.items() <= made.to_recipe().items()
+        assert registry.create(Backbone, made.to_recipe()) == made
     with pytest.raises(GvbsmError, match=r"wdith.*did you mean 'width'"):
         registry.create(Backbone, {"use": "convnet", "wdith": 16})
 
@@ -106,12 +106,14 @@ def test_shufflenet_has_the_papers_stages() -> None:
     }
 
 
-@pytest.mark.parametrize(("side", "channels"), [(7, 1), (7, 3), (8, 1), (14, 3), (28, 1), (32, 3), (64, 3)])
+@pytest.mark.parametrize(
+    ("image_size", "channels"), [(7, 1), (7, 3), (8, 1), (14, 3), (28, 1), (32, 3), (64, 3)]
+)
 @pytest.mark.parametrize("backbone", SMALL)
-def test_small_networks_take_any_side(backbone: type[Backbone], side: int, channels: int) -> None:
+def test_small_networks_take_any_side(backbone: type[Backbone], image_size: int, channels: int) -> None:
     torch.manual_seed(0)
-    model = backbone().build(5, side, channels).train()
-    images = torch.randn(2, channels, side, side, requires_grad=True)
+    model = backbone().build(5, image_size, channels).train()
+    images = torch.randn(2, channels, image_size, image_size, requires_grad=True)
     logits = model(images)
     assert logits.shape == (2, 5)
     functional.cross_entropy(logits, torch.tensor([1, 4])).backward()
@@ -120,12 +122,12 @@ def test_small_networks_take_any_side(backbone: type[Backbone], side: int, chann
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize("image_size", [7, 8])
 @pytest.mark.parametrize("backbone", SMALL)
-def test_small_networks_see_the_image(backbone: type[Backbone], side: int) -> None:
+def test_small_networks_see_the_image(backbone: type[Backbone], image_size: int) -> None:
     torch.manual_seed(0)
-    model = backbone().build(5, side, 1).eval()
-    one, two = model(torch.randn(2, 1, side, side))
+    model = backbone().build(5, image_size, 1).eval()
+    one, two = model(torch.randn(2, 1, image_size, image_size))
     assert (one - two).abs().max() > 1e-4 * one.abs().max()
 
 
@@ -171,27 +173,27 @@ def plain_convnet(state: dict[str, Tensor], images: Tensor, depth: int) -> Tenso
         variance = ((x - mean) ** 2).mean((2, 3), keepdim=True)
         x = (x - mean) / (variance + 1e-5).sqrt() * scale[:, None, None] + shift[:, None, None]
         x = x * (x > 0)
-        side = x.shape[-1] // 2
-        if side >= 4 or block == depth - 1:
-            x = x[..., : 2 * side, : 2 * side]
+        image_size = x.shape[-1] // 2
+        if image_size >= 4 or block == depth - 1:
+            x = x[..., : 2 * image_size, : 2 * image_size]
             x = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
     return x.flatten(1) @ parts[-2].T + parts[-1]
 
 
 @settings(max_examples=20, deadline=None)
 @given(
-    side=st.integers(2, 40),
+    image_size=st.integers(2, 40),
     width=st.integers(1, 9),
     depth=st.integers(1, 5),
     channels=st.sampled_from([1, 3]),
     seed=st.integers(0, 2**31),
 )
-def test_convnet_is_what_it_says(side: int, width: int, depth: int, channels: int, seed: int) -> None:
+def test_convnet_is_what_it_says(image_size: int, width: int, depth: int, channels: int, seed: int) -> None:
     torch.manual_seed(seed)
-    model = ConvNet(width=width, depth=depth).build(6, side, channels).double()
+    model = ConvNet(width=width, depth=depth).build(6, image_size, channels).double()
     for p in model.parameters():
         nn.init.normal_(p)
-    images = torch.randn(3, channels, side, side, dtype=torch.float64)
+    images = torch.randn(3, channels, image_size, image_size, dtype=torch.float64)
     expected = plain_convnet(model.state_dict(), images, depth)
     torch.testing.assert_close(model(images), expected, rtol=1e-9, atol=1e-9)
 
@@ -256,7 +258,7 @@ OBSERVABLE = [
 ]
 
 
-@pytest.mark.parametrize("backbone", OBSERVABLE, ids=lambda b: b.title)
+@pytest.mark.parametrize("backbone", OBSERVABLE, ids=lambda b: b.full_name)
 def test_inputs_of_observed_modules_are_left_alone(backbone: Backbone) -> None:
     model = backbone.build(4, 32, 3).train()
     kept: list[tuple[str, Tensor, Tensor]] = []

@@ -89,7 +89,7 @@ def test_digits_are_a_fixed_stratified_partition(tmp_path: Path) -> None:
     assert pickle.dumps(np.random.get_state()) == before[1]
     assert (len(train), len(test)) == (1347, 450)
     assert train.classes == tuple("0123456789")
-    assert (train.side, train.channels, train.images.dtype) == (8, 1, torch.uint8)
+    assert (train.image_size, train.channels, train.images.dtype) == (8, 1, torch.uint8)
     source = load_digits()
     counts = np.bincount(source.target)
     assert (np.abs(test.labels.bincount().numpy() - counts / 4) < 1).all()
@@ -109,8 +109,8 @@ def test_digits_are_a_fixed_stratified_partition(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [8, 13, 20])
-def test_imagefolder_decodes_like_torchvision(tmp_path: Path, side: int, channels: int) -> None:
+@pytest.mark.parametrize("image_size", [8, 13, 20])
+def test_imagefolder_decodes_like_torchvision(tmp_path: Path, image_size: int, channels: int) -> None:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder as Theirs
 
@@ -120,18 +120,18 @@ def test_imagefolder_decodes_like_torchvision(tmp_path: Path, side: int, channel
         save(root / "train" / "cat" / f"x{number}.jpg", number, size)
         save(root / "train" / "dog" / f"x{number}.png", number, size, mode="L")
         save(root / "train" / "dog" / "deeper" / f"x{number}.bmp", number, size)
-    steps = [transforms.Resize(side), transforms.CenterCrop(side), transforms.PILToTensor()]
+    steps = [transforms.Resize(image_size), transforms.CenterCrop(image_size), transforms.PILToTensor()]
     if channels == 1:
         # Not torchvision's Grayscale, which would see what its loader has made RGB of.
         steps.insert(0, transforms.Lambda(lambda picture: picture.convert("L")))
     theirs = Theirs(
         root / "train", transforms.Compose(steps), loader=lambda path: Image.open(path).convert("RGB")
     )
-    for data, cache in both(root, tmp_path, side=side, channels=channels):
+    for data, cache in both(root, tmp_path, image_size=image_size, channels=channels):
         ours = opened(data, cache)
         assert ours.classes == tuple(theirs.classes)
         assert ours.in_memory == data.in_memory
-        assert (ours.side, ours.channels, len(ours)) == (side, channels, len(theirs))
+        assert (ours.image_size, ours.channels, len(ours)) == (image_size, channels, len(theirs))
         by_path = {Path(path).relative_to(root): k for k, (path, _) in enumerate(theirs.samples)}
         paths = sorted(by_path, key=lambda path: (path.parts[1], os.fsencode(path)))
         images = ours.read(torch.arange(len(ours)))
@@ -143,7 +143,7 @@ def test_imagefolder_decodes_like_torchvision(tmp_path: Path, side: int, channel
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40))
-def test_any_size_is_fitted_like_torchvision(width: int, height: int, side: int) -> None:
+def test_any_size_is_fitted_like_torchvision(width: int, height: int, image_size: int) -> None:
     import io
 
     from torchvision.transforms import functional
@@ -153,8 +153,8 @@ def test_any_size_is_fitted_like_torchvision(width: int, height: int, side: int)
     )
     file = io.BytesIO()
     picture.save(file, "png")
-    expected = functional.center_crop(functional.resize(picture, [side]), [side, side])
-    ours = pictures.decode(file.getvalue(), "here", side, 3)
+    expected = functional.center_crop(functional.resize(picture, [image_size]), [image_size, image_size])
+    ours = pictures.decode(file.getvalue(), "here", image_size, 3)
     assert torch.equal(torch.from_numpy(ours.copy()), functional.pil_to_tensor(expected))
 
 
@@ -171,9 +171,9 @@ def test_default_side_is_the_first_training_picture(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "data")
     save(root / "train" / "cat" / "+first.png", size=(40, 12))
     for split in ("train", "test"):
-        assert opened(ImageFolder(root=root), tmp_path, split).side == 12
+        assert opened(ImageFolder(root=root), tmp_path, split).image_size == 12
     save(root / "train" / "cat" / "+first.png", size=(300, 400))
-    assert "data.side = 224" in message(ImageFolder(root=root), tmp_path)
+    assert "data.image_size = 224" in message(ImageFolder(root=root), tmp_path)
 
 
 def test_odd_names_hidden_files_and_links(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_second_open_reads_the_cache_only(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(again.labels, first.labels)
     assert again.digest == first.digest
     with pytest.raises(AssertionError):
-        opened(ImageFolder(root=root, side=5), cache)
+        opened(ImageFolder(root=root, image_size=5), cache)
     monkeypatch.setattr(opening, "decode", decode)
     save(root / "train" / "dog" / "1.png", seed=99)
     changed = opened(data, cache)
@@ -285,7 +285,7 @@ def test_streaming_digest_follows_the_listing(tmp_path: Path) -> None:
     digests.add(opened(data, tmp_path).digest)
     os.rename(root / "train" / "dog" / "1.png", root / "train" / "dog" / "9.png")
     digests.add(opened(data, tmp_path).digest)
-    digests.add(opened(ImageFolder(root=root, in_memory=False, side=7), tmp_path).digest)
+    digests.add(opened(ImageFolder(root=root, in_memory=False, image_size=7), tmp_path).digest)
     assert len(digests) == 4
     assert opened(data, tmp_path).digest in digests
 
@@ -305,7 +305,7 @@ def test_the_index_is_compact(tmp_path: Path) -> None:
         for name in ("cat", "dog") if split == "train" else ():
             for number in range(1500):
                 (root / split / name / f"{number:08}.png").write_bytes(picture)
-    data = ImageFolder(root=root, in_memory=False, side=8)
+    data = ImageFolder(root=root, in_memory=False, image_size=8)
     opened(data, tmp_path)
     tracemalloc.start()
     split = opened(data, tmp_path)
@@ -325,7 +325,7 @@ def test_root_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(gone) in (text := message(ImageFolder(root=gone), tmp_path))
     assert "no such folder" in text
     (tmp_path / "file").write_text("x")
-    assert "is no folder" in message(ImageFolder(root=tmp_path / "file"), tmp_path)
+    assert "is not a folder" in message(ImageFolder(root=tmp_path / "file"), tmp_path)
     (tmp_path / "void").mkdir()
     assert "is empty" in message(ImageFolder(root=tmp_path / "void"), tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -379,7 +379,7 @@ def break_picture(root: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> Path
     if how == "truncated":
         return truncate(save(path, size=(64, 64)))
     if how == "text":
-        path.write_text("this is no picture")
+        path.write_text("this is not a picture")
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "dangling":
@@ -420,7 +420,7 @@ def test_a_broken_picture_is_named_or_skipped(
             assert torch.equal(split.read(torch.arange(6)), intact)
         if how != "dangling":
             assert str(path) in caplog.text
-            assert split.digest != opened(data.model_copy(update={"side": 7}), cache).digest
+            assert split.digest != opened(data.model_copy(update={"image_size": 7}), cache).digest
 
 
 def test_bombs_and_the_first_broken_picture(tmp_path: Path) -> None:
@@ -434,7 +434,7 @@ def test_bombs_and_the_first_broken_picture(tmp_path: Path) -> None:
     assert str(bomb) in text
     assert "decompression bomb" in text
     split = opened(ImageFolder(root=root, skip_broken=True), tmp_path)
-    assert (split.side, len(split)) == (8, 6)
+    assert (split.image_size, len(split)) == (8, 6)
 
 
 def test_all_pictures_of_a_class_broken(tmp_path: Path) -> None:
@@ -493,7 +493,7 @@ def test_cifar_from_its_files(cifar: Any, tmp_path: Path) -> None:
             assert np.array_equal(ours.images.numpy(), pixels)
             assert ours.labels.tolist() == labels
             assert ours.classes == ("ape", "bee", "cow")
-            assert (ours.side, ours.channels) == (32, 3)
+            assert (ours.image_size, ours.channels) == (32, 3)
 
 
 @pytest.mark.parametrize("cifar", ["cifar10", "cifar100"], indirect=True)
@@ -562,7 +562,7 @@ def test_tiny_imagenet_layout(tiny: Path, tmp_path: Path, listed: bool, above: b
     train, val = (opened(data, tmp_path / "cache", split) for split in ("train", "test"))
     assert train.classes == val.classes == ("n01", "n02", "n10")
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert (train.side, train.channels, len(val)) == (64, 3, 12)
+    assert (train.image_size, train.channels, len(val)) == (64, 3, 12)
     for k in range(12):
         with Image.open(tiny / "val" / "images" / f"val_{k}.JPEG") as picture:
             expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
@@ -742,7 +742,7 @@ def test_every_component_has_help_and_a_recipe_table() -> None:
         assert issubclass(component, Dataset)
         assert all(field.description for field in component.model_fields.values())
         made = component()
-        table = made.table()
+        table = made.to_recipe()
         assert table.pop("use") == component.name
         assert component.model_validate(table) == made
 

@@ -1,4 +1,4 @@
-"""Exports and what takes them back: to the bit, by readers that are not ours."""
+"""Exports and what takes them back: bit for bit, by readers that are not ours."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ RECORD = {
 }
 
 
-def make_run(folder: Path, channels: int = 3, classes: tuple[str, ...] = EVIL, side: int = 9) -> Path:
+def make_run(folder: Path, channels: int = 3, classes: tuple[str, ...] = EVIL, image_size: int = 9) -> Path:
     generator = torch.Generator().manual_seed(7)
     count = 3 * len(classes)
     for place in ("distilled", "baselines/random"):
-        images = torch.randint(256, (count, channels, side, side), generator=generator, dtype=torch.uint8)
+        images = torch.randint(
+            256, (count, channels, image_size, image_size), generator=generator, dtype=torch.uint8
+        )
         tensors = {"images": images, "labels": torch.arange(len(classes)).repeat_interleave(3)}
         meta = {
             "classes": list(classes),
@@ -63,8 +65,8 @@ def pixels(image: Image.Image) -> torch.Tensor:
 class Source:
     """As much of a source as the initializer needs: a data set with the same classes."""
 
-    def __init__(self, classes: tuple[str, ...], channels: int, side: int) -> None:
-        images = torch.zeros(len(classes), channels, side, side, dtype=torch.uint8)
+    def __init__(self, classes: tuple[str, ...], channels: int, image_size: int) -> None:
+        images = torch.zeros(len(classes), channels, image_size, image_size, dtype=torch.uint8)
         self.train = TensorSplit(images, torch.arange(len(classes)), classes)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:

@@ -27,13 +27,13 @@ class PlainActivation:
             variances.append(((values - means[-1]) ** 2).sum() / values.numel())
         return torch.stack(means), torch.stack(variances)
 
-    def patch_moments(self, side):
+    def patch_moments(self, patch_size):
         height, width = self.tensor.shape[-2:]
-        shape = (math.ceil(height / side), math.ceil(width / side))
+        shape = (math.ceil(height / patch_size), math.ceil(width / patch_size))
         means, variances = [], []
-        for top in range(0, height, side):
-            for left in range(0, width, side):
-                values = self.tensor[:, :, top : top + side, left : left + side].reshape(-1)
+        for top in range(0, height, patch_size):
+            for left in range(0, width, patch_size):
+                values = self.tensor[:, :, top : top + patch_size, left : left + patch_size].reshape(-1)
                 means.append(values.sum() / values.numel())
                 variances.append(((values - means[-1]) ** 2).sum() / values.numel())
         return torch.stack(means).reshape(shape), torch.stack(variances).reshape(shape)
@@ -47,9 +47,9 @@ def channel_cells(shape):
         yield mask
 
 
-def patch_cells(shape, side):
-    rows = np.arange(shape[2]) // side
-    columns = np.arange(shape[3]) // side
+def patch_cells(shape, patch_size):
+    rows = np.arange(shape[2]) // patch_size
+    columns = np.arange(shape[3]) // patch_size
     for row in range(rows[-1] + 1):
         for column in range(columns[-1] + 1):
             mask = np.zeros(shape, bool)
@@ -88,11 +88,11 @@ def test_statistics_and_gradients_equal_the_definition(matcher: Matcher, shape):
 
 def test_patch_side_is_an_option():
     x = torch.arange(49.0).reshape(1, 1, 7, 7)
-    assert ConvPatchMatcher(side=3).statistics(PlainActivation(x))["mean"].shape == (3, 3)
-    single = ConvPatchMatcher(side=16).statistics(PlainActivation(x))
+    assert ConvPatchMatcher(patch_size=3).statistics(PlainActivation(x))["mean"].shape == (3, 3)
+    single = ConvPatchMatcher(patch_size=16).statistics(PlainActivation(x))
     assert single["mean"].item() == 24.0
     with pytest.raises(ValidationError):
-        ConvPatchMatcher(side=0)
+        ConvPatchMatcher(patch_size=0)
 
 
 class Net(nn.Module):
@@ -127,6 +127,9 @@ def test_batchnorm_knows_its_targets():
 
 
 def test_measured_targets_depend_on_the_side_alone():
-    assert ConvPatchMatcher(side=8, weight=3, drop=0.4).measured_by() == {"use": "conv_patch", "side": 8}
+    assert ConvPatchMatcher(patch_size=8, weight=3, drop_rate=0.4).measured_by() == {
+        "use": "conv_patch",
+        "patch_size": 8,
+    }
     assert {c.name for c in matchers.gvbsm_components()} == {"bn", "conv_channel", "conv_patch"}
-    assert all(c().drop == 0 for c in matchers.gvbsm_components())
+    assert all(c().drop_rate == 0 for c in matchers.gvbsm_components())

@@ -1,4 +1,4 @@
-"""The executor `ray`: results, events and errors arrive; whole runs equal those of `local` to the bit."""
+"""The executor `ray`: results, events and errors arrive; whole runs equal those of `local` bit for bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ backbones = [{ use = "convnet", width = 8, depth = 2 }, { use = "convnet", width
 pretrain = { epochs = 2, augmentation = "none" }
 measure = { shards = 2 }
 synthesis = { ipc = 2, iterations = 8, batch = 6, matchers = ["bn", "conv_channel"] }
-relabel = { epochs = 4, block = 2 }
+relabel = { epochs = 4, epochs_per_file = 2 }
 evaluation = { students = [{ use = "convnet", width = 8, depth = 2 }], seeds = [0, 1], epochs = 2 }
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gvbsm.reporting import Reporter
+from gvbsm.runtime.reporting import Reporter
 from gvbsm_plugins import tensorboard
 from gvbsm_registry import StageFinished, StageStarted, Step, discover
 

@@ -60,8 +60,8 @@ def test_shards_hold_what_folders_hold(tmp_path: Path, in_memory: bool) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(png(base + n))
     for split in ("train", "test"):
-        ours = WebDataset(root=root, side=8, in_memory=in_memory).open(split, tmp_path / "cache")
-        theirs = ImageFolder(root=folder, side=8).open(split, tmp_path / "cache2")
+        ours = WebDataset(root=root, image_size=8, in_memory=in_memory).open(split, tmp_path / "cache")
+        theirs = ImageFolder(root=folder, image_size=8).open(split, tmp_path / "cache2")
         assert ours.classes == theirs.classes
         pictures = {
             (int(k), images.numpy().tobytes())
@@ -74,7 +74,7 @@ def test_shards_hold_what_folders_hold(tmp_path: Path, in_memory: bool) -> None:
 
 
 def test_it_conforms(tmp_path: Path) -> None:
-    check_dataset(WebDataset(root=fill(tmp_path / "tar"), side=8))
+    check_dataset(WebDataset(root=fill(tmp_path / "tar"), image_size=8))
 
 
 def test_without_names_classes_are_numbers_and_folders_hold_shards(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_without_names_classes_are_numbers_and_folders_hold_shards(tmp_path: Pat
         (root / split).mkdir(parents=True)
         for path in (tmp_path / "flat").glob(f"{split}*.tar"):
             path.rename(root / split / f"{path.name[-5:-4]}.tar")
-    split = WebDataset(root=root, side=8).open("train", tmp_path / "cache")
+    split = WebDataset(root=root, image_size=8).open("train", tmp_path / "cache")
     assert split.classes == ("0", "1", "2")
     assert len(split) == 12
 
@@ -93,7 +93,7 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = fill(tmp_path / "tar")
-    data = WebDataset(root=root, side=8, in_memory=False)
+    data = WebDataset(root=root, image_size=8, in_memory=False)
     first = data.open("train", tmp_path / "cache")
     with monkeypatch.context() as patch:
         patch.setattr(webdataset, "_samples", lambda path: pytest.fail("indexed again"))
@@ -122,7 +122,7 @@ def test_names_in_a_shard_are_no_paths(tmp_path: Path) -> None:
     pack(root / "train-0000.tar", hostile)
     with tarfile.open(root / "train-0000.tar", "a") as tar:
         tar.addfile(link)
-    split = WebDataset(root=root, side=8, in_memory=False).open("train", tmp_path / "in" / "cache")
+    split = WebDataset(root=root, image_size=8, in_memory=False).open("train", tmp_path / "in" / "cache")
     assert len(split) == 4 + 6
     split.read(torch.arange(10))
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
@@ -148,7 +148,7 @@ def test_samples_with_faults_are_named(
     root = fill(tmp_path / "tar", shards=1)
     pack(root / "train-0000.tar", members)
     with pytest.raises(GvbsmError, match=said or "no picture") as error:
-        WebDataset(root=root, side=8).open("train", tmp_path / "cache")
+        WebDataset(root=root, image_size=8).open("train", tmp_path / "cache")
     assert str(root) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -168,7 +168,7 @@ def test_files_that_are_no_shards(tmp_path: Path, fault: str) -> None:
     else:
         shard.unlink()
     with pytest.raises(GvbsmError, match=r"train") as error:
-        WebDataset(root=root, side=8).open("train", tmp_path / "cache")
+        WebDataset(root=root, image_size=8).open("train", tmp_path / "cache")
     assert "\n" not in str(error.value)
 
 
@@ -176,11 +176,11 @@ def test_a_broken_picture_is_named_by_shard_and_place(tmp_path: Path) -> None:
     root = fill(tmp_path / "tar", shards=1)
     pack(root / "train-0000.tar", [("a.png", b"no picture"), ("a.cls", b"0"), *sample("b", 1, 1)])
     with pytest.raises(GvbsmError, match=r"train-0000.tar, byte 512"):
-        WebDataset(root=root, side=8).open("train", tmp_path / "cache")
+        WebDataset(root=root, image_size=8).open("train", tmp_path / "cache")
 
 
 def test_the_index_is_compact(tmp_path: Path) -> None:
     root = fill(tmp_path / "tar")
-    split = WebDataset(root=root, side=8, in_memory=False).open("train", tmp_path / "cache")
+    split = WebDataset(root=root, image_size=8, in_memory=False).open("train", tmp_path / "cache")
     index = split.pictures.index  # type: ignore[attr-defined]
     assert sum(tensor.element_size() for tensor in index.values()) == 20

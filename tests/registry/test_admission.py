@@ -67,7 +67,7 @@ def test_a_plugin_for_another_contract_is_reported(install: Install, asked: str)
 @pytest.mark.parametrize("asked", ["'one'", "1", "[]"])
 def test_a_contract_that_is_no_range_is_reported(install: Install, asked: str) -> None:
     (problem,) = discover([install("odd", "gvbsm-odd", f"requires_contract = {asked}\n")]).problems()
-    assert 'which is no version range such as ">=1,<2"' in problem
+    assert 'which is not a version range such as ">=1,<2"' in problem
 
 
 def test_what_can_not_be_imported_says_what_to_do(install: Install) -> None:

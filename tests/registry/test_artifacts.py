@@ -99,7 +99,7 @@ def test_what_is_written_comes_back(
 def test_any_layout_and_shared_memory_are_written_as_values(tmp_path: Path) -> None:
     base = torch.arange(24.0).reshape(4, 6)
     parts = {
-        "whole": base,
+        "full": base,
         "again": base,
         "transposed": base.T,
         "slice": base[1:3],
@@ -109,8 +109,8 @@ def test_any_layout_and_shared_memory_are_written_as_values(tmp_path: Path) -> N
     write(tmp_path / "a", Artifact("k", "x", parts, {}))
     back = read(tmp_path / "a").tensors
     assert all(torch.equal(back[name], tensor) for name, tensor in parts.items())
-    back["whole"].add_(1)  # a tensor that was read may be changed without changing the file
-    assert torch.equal(read(tmp_path / "a").tensors["whole"], base)
+    back["full"].add_(1)  # a tensor that was read may be changed without changing the file
+    assert torch.equal(read(tmp_path / "a").tensors["full"], base)
 
 
 def test_folders_are_made_and_the_header_reads_alone(tmp_path: Path) -> None:

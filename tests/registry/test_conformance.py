@@ -36,8 +36,8 @@ from gvbsm_registry import (
     View,
     artifacts,
     discover,
+    identity_view,
     testing,
-    whole,
 )
 from gvbsm_registry.testing import ConformanceError, cases, check, check_plugin, samples
 from gvbsm_registry.testing.cases import CHECKS
@@ -60,8 +60,8 @@ def ours(*kinds: str) -> list[Any]:
 def made(component: type[Component]) -> tuple[Component, dict[str, Any]]:
     """A component with the least that it needs, and the circumstances to try it in."""
     if component.name in VARIANTS:
-        options, side = VARIANTS[component.name][0]
-        return component(**options), {"sides": (side,)}
+        options, image_size = VARIANTS[component.name][0]
+        return component(**options), {"sides": (image_size,)}
     assert not component.name.endswith("/*"), f"say in VARIANTS which {component.name} to try"
     return component(), {}
 
@@ -124,7 +124,7 @@ def webdataset(root: Path) -> dict[str, Any]:
                     info = tarfile.TarInfo(f"{number:04d}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
-    return {"root": root, "side": 8}
+    return {"root": root, "image_size": 8}
 
 
 def huggingface(root: Path) -> dict[str, Any]:
@@ -204,10 +204,10 @@ class Bad:
         name = "linear"
         frozen: bool = Field(False, description="a constant module")
 
-        def build(self, classes: int, side: int, channels: int) -> nn.Module:
+        def build(self, classes: int, image_size: int, channels: int) -> nn.Module:
             if self.weights:
                 raise GvbsmError(f"{self.weights}: no such file")
-            return nn.Sequential(nn.Flatten(), nn.Linear(channels * side * side, classes))
+            return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size * image_size, classes))
 
     class Means(Matcher):
         """Means."""
@@ -235,15 +235,17 @@ class Bad:
 
         def images(self, labels: Any, ranks: Any, source: Any, generator: Any) -> torch.Tensor:
             train = source.train
-            return torch.randn(len(labels), train.channels, train.side, train.side, generator=generator)
+            return torch.randn(
+                len(labels), train.channels, train.image_size, train.image_size, generator=generator
+            )
 
     class Look(Augmentation):
         """Nothing."""
 
         name = "look"
 
-        def draw(self, count: int, side: int, generator: torch.Generator) -> View:
-            return whole(count, side)
+        def draw(self, count: int, image_size: int, generator: torch.Generator) -> View:
+            return identity_view(count, image_size)
 
     class Rate(Schedule):
         """One."""
@@ -331,17 +333,19 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         ),
         "labels 0 to 2",
     ),
-    (Bad.Net, "build", lambda self, classes, side, channels: nn.Flatten(), "gives the shape"),
-    (Bad.Net, "build", lambda self, classes, side, channels: 3, "no module"),
+    (Bad.Net, "build", lambda self, classes, image_size, channels: nn.Flatten(), "gives the shape"),
+    (Bad.Net, "build", lambda self, classes, image_size, channels: 3, "no module"),
     (
         Bad.Net,
         "build",
-        lambda self, classes, side, channels: nn.Sequential(
-            nn.Flatten(), nn.Linear(channels * side * side, classes).requires_grad_(False), nn.Dropout()
+        lambda self, classes, image_size, channels: nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(channels * image_size * image_size, classes).requires_grad_(False),
+            nn.Dropout(),
         ),
         "a weights file that does not exist raised nothing",
     ),
-    (Bad.Means, "sites", lambda self, model: ["nowhere"], "which are no modules of it"),
+    (Bad.Means, "sites", lambda self, model: ["nowhere"], "which are not modules of it"),
     (Bad.Means, "sites", lambda self, model: [], "it has no site in any model"),
     (Bad.Means, "statistics", lambda self, activation: {"all": activation.tensor}, "shapes with 6, 3 and 1"),
     (
@@ -370,7 +374,7 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         Bad.Start,
         "images",
         lambda self, labels, ranks, source, generator: torch.randn(
-            len(labels), source.train.channels, source.train.side, source.train.side
+            len(labels), source.train.channels, source.train.image_size, source.train.image_size
         ),
         "the images differ the second time",
     ),
@@ -386,12 +390,19 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         lambda self, labels, ranks, source, generator: source.normalize(source.train.images[: len(labels)]),
         "depends on the others of its batch",
     ),
-    (Bad.Look, "draw", lambda self, count, side, generator: torch.zeros(count, 4), "no gvbsm_registry.View"),
     (
         Bad.Look,
         "draw",
-        lambda self, count, side, generator: View(
-            whole(count, side).boxes, torch.rand(count) < 0.5, whole(count, side).rolls
+        lambda self, count, image_size, generator: torch.zeros(count, 4),
+        "no gvbsm_registry.View",
+    ),
+    (
+        Bad.Look,
+        "draw",
+        lambda self, count, image_size, generator: View(
+            identity_view(count, image_size).boxes,
+            torch.rand(count) < 0.5,
+            identity_view(count, image_size).rolls,
         ),
         "flips differ the second time",
     ),
@@ -456,9 +467,9 @@ def test_what_every_component_must_do() -> None:
 
 
 def test_what_is_no_component_or_of_another_kind() -> None:
-    with pytest.raises(ConformanceError, match="is no component: derive it from one of Dataset, Backbone"):
+    with pytest.raises(ConformanceError, match="is not a component: derive it from one of Dataset, Backbone"):
         cases(int)  # type: ignore[arg-type]
-    with pytest.raises(ConformanceError, match=r"is no matcher: derive it from gvbsm_registry\.Matcher"):
+    with pytest.raises(ConformanceError, match=r"is not a matcher: derive it from gvbsm_registry\.Matcher"):
         testing.check_matcher(Bad.Rate())  # type: ignore[arg-type]
     with pytest.raises(ConformanceError, match="Schedule lacks factor"):
         check(Schedule)

@@ -183,7 +183,7 @@ def test_one_name_in_two_kinds_is_no_clash(install: Install) -> None:
         + """
 class Build(Backbone):
     name = "steady"
-    def build(self, classes, side, channels):
+    def build(self, classes, image_size, channels):
         return None
 
 @hookimpl
@@ -215,9 +215,9 @@ def test_a_hook_without_prefix_or_without_mark_is_reported(install: Install) -> 
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        ("3", "registers 3, which is no Component class"),
-        ("Steady()", "which is no Component class"),
-        ("int", "registers <class 'int'>, which is no Component class"),
+        ("3", "registers 3, which is not a Component class"),
+        ("Steady()", "which is not a Component class"),
+        ("int", "registers <class 'int'>, which is not a Component class"),
         ("Schedule", "Schedule has no kind or no name"),
         ("Nameless", "Nameless has no kind or no name"),
         ("Kindless", "Kindless has no kind or no name"),
@@ -305,7 +305,7 @@ class Any(Backbone):
     name = "zoo/*"
     variant: str = Field(description="which")
     depth: int = Field(description="how deep")
-    def build(self, classes, side, channels):
+    def build(self, classes, image_size, channels):
         return None
 
 class One(Any):
@@ -319,8 +319,8 @@ def gvbsm_components():
     )
     registry = discover([install(source)])
     component = registry.create(Backbone, {"use": "zoo/vit/tiny.v2", "depth": 4})
-    assert (component.title, component.table()["depth"]) == ("zoo/vit/tiny.v2", 4)
-    assert registry.create(Backbone, component.table()) == component
+    assert (component.full_name, component.to_recipe()["depth"]) == ("zoo/vit/tiny.v2", 4)
+    assert registry.create(Backbone, component.to_recipe()) == component
     assert registry.find(Backbone, "zoo/special").__name__ == "One"
     for name in ("zoo/", "zoo", "zo/vit"):
         with pytest.raises(GvbsmError, match=r"unknown backbone .*zoo/\*"):

@@ -34,7 +34,7 @@ class Family(Backbone):
     variant: str = Field(description="which of the family")
     depth: int = Field(3, description="how deep")
 
-    def build(self, classes: int, side: int, channels: int) -> None:  # type: ignore[override]
+    def build(self, classes: int, image_size: int, channels: int) -> None:  # type: ignore[override]
         raise NotImplementedError
 
 
@@ -94,27 +94,36 @@ def test_a_table_makes_the_component_again() -> None:
         Constant(value=0.25, note="x", folder=Path("a/b")),
         Edges(weight=1, sharp=9),
     ):
-        table = component.table()
+        table = component.to_recipe()
         assert table.pop("use") == component.name
         assert None not in table.values()
         assert type(component).model_validate(table) == component
-    assert Constant(folder=Path("a/b")).table()["folder"] == "a/b"
+    assert Constant(folder=Path("a/b")).to_recipe()["folder"] == "a/b"
 
 
 def test_a_family_member_goes_by_its_own_name() -> None:
     member = Family(variant="tiny/v2", depth=1)
-    assert member.title == "family/tiny/v2"
-    assert member.table() == {"use": "family/tiny/v2", "match_weight": 1.0, "depth": 1}
-    assert Constant().title == "constant"
+    assert member.full_name == "family/tiny/v2"
+    assert member.to_recipe() == {"use": "family/tiny/v2", "match_weight": 1.0, "depth": 1}
+    assert Constant().full_name == "constant"
 
 
 def test_measured_targets_depend_on_a_matchers_own_options_alone() -> None:
-    assert Edges(weight=0.5, momentum=0.1, drop=0.4, first=1).measured_by() == {"use": "edges", "sharp": 2}
+    assert Edges(weight=0.5, momentum=0.1, drop_rate=0.4, first_site_weight=1).measured_by() == {
+        "use": "edges",
+        "sharp": 2,
+    }
     assert Edges(sharp=3).measured_by() != Edges().measured_by()
 
 
 def test_matcher_options_have_limits() -> None:
-    for wrong in ({"weight": -1}, {"momentum": 1}, {"momentum": -0.1}, {"drop": 1}, {"first": -1}):
+    for wrong in (
+        {"weight": -1},
+        {"momentum": 1},
+        {"momentum": -0.1},
+        {"drop_rate": 1},
+        {"first_site_weight": -1},
+    ):
         with pytest.raises(ValidationError):
             Edges(**wrong)
     assert Edges().targets(object()) is None  # type: ignore[arg-type]

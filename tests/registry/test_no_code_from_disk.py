@@ -51,7 +51,7 @@ def quiet(call: Callable[[], object]) -> list[str]:
     """Run `call`, which must raise GvbsmError; return the watched events."""
     global recording
     with pytest.raises(GvbsmError):
-        call()  # once before, so that lazy imports are no events
+        call()  # once before, so that lazy imports are not events
     EVENTS.clear()
     recording = True
     try:
@@ -88,12 +88,12 @@ def test_an_artifact_that_is_a_pickle(bomb: tuple[bytes, Path], tmp_path: Path) 
     ],
 )
 def test_a_recipe_that_tries(text: str, tmp_path: Path) -> None:
-    from gvbsm import recipe
+    from gvbsm.recipe import loading
 
     marker, registry = tmp_path / "it-ran", discover()
     path = tmp_path / "evil.toml"
     path.write_text(text.format(marker=str(marker)))
-    assert quiet(lambda: recipe.load(path, registry)) == []
+    assert quiet(lambda: loading.load(path, registry)) == []
     assert not marker.exists()
 
 
@@ -122,4 +122,4 @@ def test_nothing_in_the_rooms_reads_what_can_run() -> None:
             if FORBIDDEN.fullmatch(called) or (called == "torch.load" and not safe):
                 found.append(f"{path.name}: {ast.unparse(node)}")
     # the conformance check sends a component through pickle in memory, as an executor would
-    assert found == ["components.py: pickle.loads(pickle.dumps(bench.component))"]
+    assert found == ["components.py: pickle.loads(pickle.dumps(context.component))"]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as reference
 
-from gvbsm_registry import View, whole
+from gvbsm_registry import View, identity_view
 
 
 def view(boxes, flips=None, rolls=None) -> View:
@@ -58,12 +58,12 @@ def test_equal_to_torchvision(case):
         )
 
 
-@pytest.mark.parametrize("side", [32, 64, 224])
-def test_float32_boxes_equal_torchvision(side):
-    generator = torch.Generator().manual_seed(side)
-    images = torch.randn(6, 3, side, side, generator=generator)
-    sizes = torch.randint(side // 4, side + 1, (6, 2), generator=generator)
-    corners = (torch.rand(6, 2, generator=generator) * (side - sizes + 1)).floor()
+@pytest.mark.parametrize("image_size", [32, 64, 224])
+def test_float32_boxes_equal_torchvision(image_size):
+    generator = torch.Generator().manual_seed(image_size)
+    images = torch.randn(6, 3, image_size, image_size, generator=generator)
+    sizes = torch.randint(image_size // 4, image_size + 1, (6, 2), generator=generator)
+    corners = (torch.rand(6, 2, generator=generator) * (image_size - sizes + 1)).floor()
     boxes = torch.cat([corners, sizes], 1).float()
     seen = View(boxes, torch.ones(6, dtype=torch.bool), torch.full((6, 2), 5)).apply(images)
     for index, image in enumerate(images):
@@ -71,20 +71,24 @@ def test_float32_boxes_equal_torchvision(side):
         torch.testing.assert_close(seen[index], expected, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("side", [1, 2, 7, 8, 14, 28, 31, 32, 64, 96, 224])
-def test_whole_pixels_move_to_the_bit(side):
-    """A crop of the image's own size only moves pixels, whatever the side, in float32 and bfloat16."""
-    offset = min(4, side)
-    boxes = torch.tensor([[-offset, offset, side, side], [0, 0, side, side]], dtype=torch.float32)
+@pytest.mark.parametrize("image_size", [1, 2, 7, 8, 14, 28, 31, 32, 64, 96, 224])
+def test_whole_pixels_move_to_the_bit(image_size):
+    """A crop of the image's own size only moves pixels, whatever the size, in float32 and bfloat16."""
+    offset = min(4, image_size)
+    boxes = torch.tensor(
+        [[-offset, offset, image_size, image_size], [0, 0, image_size, image_size]], dtype=torch.float32
+    )
     moved = View(boxes, torch.tensor([True, False]), torch.tensor([[3, -2], [0, 0]]))
     for dtype in (torch.float32, torch.bfloat16):
-        images = torch.randn(2, 1, side, side).to(dtype)
+        images = torch.randn(2, 1, image_size, image_size).to(dtype)
         padded = reference.pad(images[0], [offset] * 4)
-        expected = reference.hflip(reference.crop(padded, 0, 2 * offset, side, side)).roll((3, -2), (1, 2))
+        expected = reference.hflip(reference.crop(padded, 0, 2 * offset, image_size, image_size)).roll(
+            (3, -2), (1, 2)
+        )
         seen = moved.apply(images)
         assert torch.equal(seen[0], expected)
         assert torch.equal(seen[1], images[1])
-        assert torch.equal(whole(2, side).apply(images), images)
+        assert torch.equal(identity_view(2, image_size).apply(images), images)
 
 
 def test_what_lies_outside_is_zero():

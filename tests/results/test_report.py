@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from gvbsm import pipeline, recipe, report
+from gvbsm import pipeline, report
+from gvbsm.recipe import loading
 from gvbsm.report.sections import similarity
-from gvbsm.reporting import Reporter
-from gvbsm.workspace import Workspace
+from gvbsm.runtime.reporting import Reporter
+from gvbsm.runtime.workspace import Workspace
 from gvbsm_registry import Executor
 
 NAMES = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "cost $5_{a}^$ & more")
@@ -47,11 +48,11 @@ def finished(
     """A finished toy run whose classes are named like markup."""
     tables = toy_tables
     tables["data"] = {"use": "toy_data", "names": list(NAMES)}
-    for key in ("distilled_hard", "plain", "full"):
+    for key in ("distilled_hard", "without_augmentation", "full_baseline"):
         tables["evaluation"][key] = True
     tables["evaluation"]["seeds"] = [0, 1]
     out = tmp_path_factory.mktemp("report") / "run <b>1</b>"
-    made = recipe.make(tables, registry, where="toy")
+    made = loading.make(tables, registry, where="toy")
     runner = registry.create(Executor, "local")
     reporter = Reporter(out / "log.jsonl", registry, quiet=True)
     workspace = Workspace(made, registry, out, shared_store, torch.device("cpu"), reporter, runner)

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from sklearn.metrics import confusion_matrix, recall_score
 
-from gvbsm.scores import augmentation_robust, csv_text, label_robust, robust, scores, spread
+from gvbsm.results.scores import augmentation_robust, csv_text, label_robust, robust, scores, spread
+from gvbsm.results.tables import score_table
 from gvbsm.stages.evaluate import confusion, per_class
-from gvbsm.tables import score_table
 
 fractions = some.floats(0, 1)
 
@@ -108,7 +108,7 @@ def test_what_a_score_lacks_is_named_by_its_key() -> None:
     (found,) = scores(records)
     assert found.lrs == found.ars == found.hlr == ()
     assert len(found.ior) == 2
-    assert found.missing == ("evaluation.plain", "evaluation.full")
+    assert found.missing == ("evaluation.without_augmentation", "evaluation.full_baseline")
     assert spread(found.lrs) == "–"
 
 
@@ -146,7 +146,11 @@ def test_confusion_and_accuracy_by_class_agree_with_scikit_learn(pairs: list[tup
 
 
 def test_a_run_stores_them(make_workspace: Any, stages: Any) -> None:
-    options = [("evaluation.distilled_hard", True), ("evaluation.plain", True), ("evaluation.full", True)]
+    options = [
+        ("evaluation.distilled_hard", True),
+        ("evaluation.without_augmentation", True),
+        ("evaluation.full_baseline", True),
+    ]
     workspace = stages(make_workspace(*options)).run("evaluate")
     text = (workspace.out / "results.json").read_text()
     records = json.loads(text)["records"]
@@ -162,7 +166,7 @@ def test_a_run_stores_them(make_workspace: Any, stages: Any) -> None:
 
 
 def test_without_the_random_baseline(make_workspace: Any, stages: Any) -> None:
-    workspace = stages(make_workspace(("evaluation.random", False))).run("evaluate")
+    workspace = stages(make_workspace(("evaluation.random_baseline", False))).run("evaluate")
     records = json.loads((workspace.out / "results.json").read_text())["records"]
     assert [(r["set"], r["labels"]) for r in records] == [("distilled", "soft")]
     assert not (workspace.out / "baselines").exists()

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import tomli_w
 
-from gvbsm import recipe, sweep_results, sweeps
+from gvbsm.recipe import loading
+from gvbsm.sweeps import running as sweeps
+from gvbsm.sweeps import tables as sweep_results
 from gvbsm_registry import GvbsmError, Registry
 
 
@@ -55,9 +57,9 @@ def test_product_and_names() -> None:
 
 def test_a_star_means_every_position() -> None:
     tables = {"synthesis": {"matchers": ["bn", "conv_patch"]}}
-    assert sweeps.expand(tables, "synthesis.matchers.*.drop", 0.4) == [
-        ("synthesis.matchers.0.drop", 0.4),
-        ("synthesis.matchers.1.drop", 0.4),
+    assert sweeps.expand(tables, "synthesis.matchers.*.drop_rate", 0.4) == [
+        ("synthesis.matchers.0.drop_rate", 0.4),
+        ("synthesis.matchers.1.drop_rate", 0.4),
     ]
     with pytest.raises(GvbsmError, match="no list"):
         sweeps.expand(tables, "backbones.*.width", 1)
@@ -72,22 +74,22 @@ def test_every_shipped_sweep_makes_recipes(registry: Registry) -> None:
         assert sweep is not None
         assert sweep.reproduces
         assert len(sweep.seeds) > 1
-        tables = recipe.read_tables(recipe.find(sweep.recipe, registry))
+        tables = loading.read_tables(loading.find(sweep.recipe, registry))
         made = []
         for point in sweep.points:
             pairs = [*sweep.overrides, *point.overrides]
             chosen = [pair for key, value in pairs for pair in sweeps.expand(tables, key, value)]
-            made.append(recipe.load(sweep.recipe, registry, chosen))
+            made.append(loading.load(sweep.recipe, registry, chosen))
         assert len({one.toml() for one in made}) == len(made) > 1
 
 
 def test_the_sweep_of_momentum_reaches_every_matcher(registry: Registry) -> None:
     sweep = sweeps.load("momentum", registry, None, [], [])
     assert sweep is not None
-    tables = recipe.read_tables(recipe.find("digits", registry))
+    tables = loading.read_tables(loading.find("digits", registry))
     pairs = [*sweep.overrides, *sweep.points[1].overrides]
     chosen = [pair for key, value in pairs for pair in sweeps.expand(tables, key, value)]
-    assert [m.momentum for m in recipe.load("digits", registry, chosen).synthesis.matchers] == [0.4] * 3
+    assert [m.momentum for m in loading.load("digits", registry, chosen).synthesis.matchers] == [0.4] * 3
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gvbsm import pipeline, recipe
-from gvbsm.options import parse_component, parse_value
-from gvbsm.workspace import Workspace
+from gvbsm import pipeline
+from gvbsm.recipe import loading
+from gvbsm.recipe.schema import Recipe
+from gvbsm.recipe.text import parse_component, parse_value
+from gvbsm.runtime.workspace import Workspace
 from gvbsm_registry import Artifact, GvbsmError, Registry
 from gvbsm_registry.artifacts import canonical, peek, read, write
 
@@ -133,7 +135,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 @given(st.dictionaries(KEYS, VALUES, max_size=5))
 def test_any_tables_make_a_recipe_or_one_line(registry: Registry, tables: dict[str, Any]) -> None:
     with contextlib.suppress(GvbsmError):
-        assert isinstance(recipe.make(tables, registry, where="x"), recipe.Recipe)
+        assert isinstance(loading.make(tables, registry, where="x"), Recipe)
 
 
 @BOUNDED
@@ -142,7 +144,7 @@ def test_any_text_is_a_recipe_or_one_line(registry: Registry, tmp_path: Path, co
     path = tmp_path / "r.toml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     with contextlib.suppress(GvbsmError):
-        recipe.load(path, registry)
+        loading.load(path, registry)
 
 
 @BOUNDED
@@ -150,7 +152,7 @@ def test_any_text_is_a_recipe_or_one_line(registry: Registry, tmp_path: Path, co
 def test_any_setting_changes_tables_or_is_one_line(key: str, text: str) -> None:
     tables: dict[str, Any] = {"data": "digits", "synthesis": {"matchers": ["bn"], "ipc": 1}}
     with contextlib.suppress(GvbsmError):
-        recipe.override(tables, key, parse_value(text))
+        loading.override(tables, key, parse_value(text))
     with contextlib.suppress(GvbsmError):
         parse_component(text)
 
@@ -176,8 +178,8 @@ def test_a_setting_reaches_options_and_nothing_else(registry: Registry, key: str
 
     def attempt() -> None:
         tables: dict[str, Any] = {"data": "digits", "synthesis": {"matchers": ["bn"]}}
-        recipe.override(tables, key, value)
-        for backbone in recipe.make(tables, registry, where="x").backbones:
+        loading.override(tables, key, value)
+        for backbone in loading.make(tables, registry, where="x").backbones:
             backbone.build(10, 32, 3)
 
     refused(attempt)

@@ -35,7 +35,7 @@ class TokenNorm(Matcher):
 
 
 class TinyViT(Backbone):
-    """A pre-norm ViT of `grid` × `grid` patches, whatever the image's side; its tokens are averaged."""
+    """A pre-norm ViT of `grid` × `grid` patches, whatever the image's size; its tokens are averaged."""
 
     name = "vit_tiny"
 
@@ -43,13 +43,15 @@ class TinyViT(Backbone):
     width: int = Field(64, ge=4, multiple_of=4, description="features of a token")
     depth: int = Field(4, ge=1, description="blocks")
 
-    def build(self, classes: int, side: int, channels: int) -> Module:
+    def build(self, classes: int, image_size: int, channels: int) -> Module:
         from timm.models.vision_transformer import VisionTransformer
 
-        if self.weights or side < self.grid:
-            raise GvbsmError(f"{self.title}: takes no weights ({self.weights}) and no side below {self.grid}")
+        if self.weights or image_size < self.grid:
+            raise GvbsmError(
+                f"{self.full_name}: takes no weights ({self.weights}) and no image smaller than {self.grid}"
+            )
         size = {"embed_dim": self.width, "depth": self.depth, "num_heads": 4}
-        return VisionTransformer(side, side // self.grid, channels, classes, "avg", **size)
+        return VisionTransformer(image_size, image_size // self.grid, channels, classes, "avg", **size)
 
 
 @hookimpl

@@ -27,32 +27,32 @@ class WeightedBackbone(Backbone):
     """Beginnings of keys that a file may hold beside the module's (parts used in training only)."""
 
     @abstractmethod
-    def fresh(self, classes: int, side: int, channels: int) -> Module:
+    def fresh(self, classes: int, image_size: int, channels: int) -> Module:
         """Return the module with fresh parameters; shapes as in `build`."""
 
-    def pretrained(self, classes: int, side: int, channels: int) -> Module:
+    def pretrained(self, classes: int, image_size: int, channels: int) -> Module:
         """Return the module with the provider's weights.
 
         Raises GvbsmError if they can't be fetched, or if there are none (which is what this method does).
         """
         raise GvbsmError(
-            f'{self.title}: has no published weights, so weights = "{DEFAULT}" means nothing here; '
+            f'{self.full_name}: has no published weights, so weights = "{DEFAULT}" means nothing here; '
             "give a local file, or leave `weights` out to train it"
         )
 
-    def build(self, classes: int, side: int, channels: int) -> Module:
-        """Return a module: float [B, channels, side, side], normalised, to logits [B, classes].
+    def build(self, classes: int, image_size: int, channels: int) -> Module:
+        """Return a module: float [B, channels, S, S], normalised, to logits [B, classes].
 
         No activation in it works in place, so that the input of every module can be kept for later.
         Raises GvbsmError if the weights can't be had, read or fitted, naming the file.
         """
         if self.weights == DEFAULT:
-            model = self.pretrained(classes, side, channels)
+            model = self.pretrained(classes, image_size, channels)
         else:
-            model = self.fresh(classes, side, channels)
+            model = self.fresh(classes, image_size, channels)
         if self.weights not in (None, DEFAULT):
             assert self.weights is not None
-            what = f"{self.title} for {classes} classes and {channels}×{side}×{side} images"
+            what = f"{self.full_name} for {classes} classes and {channels}×{image_size}×{image_size} images"
             state = checkpoints.read(self.weights, self.ignored_keys)
             checkpoints.load(model, state, self.weights, what, classes, self.reset_classifier)
         surgery.without_inplace(model)

@@ -135,7 +135,7 @@ def _checkpoint(path: Path) -> object:
     except pickle.UnpicklingError as error:
         # torch's own text is long, and advises to switch this protection off.
         told = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
-        why = told[1].strip().split(". ")[0] if told else "it is no torch checkpoint"
+        why = told[1].strip().split(". ")[0] if told else "it is not a torch checkpoint"
     except Exception as error:  # a broken file can fail in zip, pickle and tensor code alike
         why = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
     raise GvbsmError(
@@ -157,7 +157,7 @@ def _unwrapped(path: Path, held: object) -> dict[str, Tensor]:
     odd = [str(k) for k, v in held.items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
     if odd:
         raise GvbsmError(
-            f"{path}: is no state dict, for {_few(odd)} is no tensor; save model.state_dict() into it"
+            f"{path}: is not a state dict, for {_few(odd)} is not a tensor; save model.state_dict() into it"
         )
     return _without_prefixes(held)
 

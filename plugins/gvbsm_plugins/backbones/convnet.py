@@ -30,25 +30,27 @@ class ConvNet(WeightedBackbone):
     width: int = Field(128, ge=1, description="channels of every block")
     depth: int = Field(3, ge=1, description="number of blocks")
 
-    def fresh(self, classes: int, side: int, channels: int) -> Module:
+    def fresh(self, classes: int, image_size: int, channels: int) -> Module:
         """Return the network. On images with a side below 2^(depth + 1) pixels some pools are left out.
 
         Raises GvbsmError for images of less than 2×2 pixels.
         """
         from torch import nn
 
-        if side < 2:
-            raise GvbsmError(f"{self.title}: needs images of at least 2×2 pixels, not {side}×{side}")
+        if image_size < 2:
+            raise GvbsmError(
+                f"{self.full_name}: needs images of at least 2×2 pixels, not {image_size}×{image_size}"
+            )
         # Named, so that a pool left out changes no other layer's name.
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for block in range(1, self.depth + 1):
             layers[f"conv{block}"] = nn.Conv2d(channels, self.width, 3, padding=1)
             layers[f"norm{block}"] = nn.GroupNorm(self.width, self.width)
             layers[f"relu{block}"] = nn.ReLU()
-            if side // 2 >= SMALLEST_MAP or block == self.depth:
+            if image_size // 2 >= SMALLEST_MAP or block == self.depth:
                 layers[f"pool{block}"] = nn.AvgPool2d(2)
-                side //= 2
+                image_size //= 2
             channels = self.width
-        classifier = nn.Linear(self.width * side * side, classes)
+        classifier = nn.Linear(self.width * image_size * image_size, classes)
         parts = {"features": nn.Sequential(layers), "flatten": nn.Flatten(), "classifier": classifier}
         return nn.Sequential(OrderedDict(parts))

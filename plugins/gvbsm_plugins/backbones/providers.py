@@ -34,40 +34,40 @@ class Provided(WeightedBackbone):
         """Return the names of all models."""
 
     @abstractmethod
-    def make(self, classes: int, side: int, channels: int, published: bool) -> Module:
+    def make(self, classes: int, image_size: int, channels: int, published: bool) -> Module:
         """Call the library, with its published weights or without."""
 
-    def fresh(self, classes: int, side: int, channels: int) -> Module:
+    def fresh(self, classes: int, image_size: int, channels: int) -> Module:
         """Return the model with fresh parameters.
 
         Raises GvbsmError for an unknown name, options it does not take, or images it can't process.
         """
         self._check_name()
         try:
-            model = self.make(classes, side, channels, published=False)
+            model = self.make(classes, image_size, channels, published=False)
         except Exception as error:  # whatever a constructor raises is about what it was asked for
-            raise self._not_made(classes, side, channels, error) from error
-        return self._tried(model, classes, side, channels)
+            raise self._not_made(classes, image_size, channels, error) from error
+        return self._tried(model, classes, image_size, channels)
 
-    def pretrained(self, classes: int, side: int, channels: int) -> Module:
+    def pretrained(self, classes: int, image_size: int, channels: int) -> Module:
         """Return the model with its published weights, fetched if they are not in the library's cache.
 
         Raises GvbsmError as `fresh` does, and if the weights can't be fetched or there are none.
         """
         self._check_name()
         try:
-            model = self.make(classes, side, channels, published=True)
+            model = self.make(classes, image_size, channels, published=True)
         except GvbsmError:
             raise
         except Exception as error:
             # Network errors come first: some of them are ValueErrors too.
             if isinstance(error, (TypeError, ValueError, AssertionError)) and not isinstance(error, OSError):
-                raise self._not_made(classes, side, channels, error) from error
+                raise self._not_made(classes, image_size, channels, error) from error
             raise GvbsmError(
-                f"{self.title}: its published weights could not be fetched ({_brief(error)}); "
+                f"{self.full_name}: its published weights could not be fetched ({_brief(error)}); "
                 "check the network, or give a local file as `weights`"
             ) from error
-        return self._tried(model, classes, side, channels)
+        return self._tried(model, classes, image_size, channels)
 
     def _check_name(self) -> None:
         names = self.available()
@@ -79,27 +79,27 @@ class Provided(WeightedBackbone):
                 f"{' or '.join(map(repr, near))}? ({len(names)} models in this version of {library})"
             )
 
-    def _not_made(self, classes: int, side: int, channels: int, error: Exception) -> GvbsmError:
+    def _not_made(self, classes: int, image_size: int, channels: int, error: Exception) -> GvbsmError:
         given = f" with options {self.options}" if self.options else ""
         return GvbsmError(
-            f"{self.title}: can't be built for {classes} classes and {channels}×{side}×{side} images{given} "
-            f"({_brief(error)}); change `options`, the image side or the backbone"
+            f"{self.full_name}: can't be built for {classes} classes, {channels}×{image_size}×{image_size} "
+            f"images{given} ({_brief(error)}); change `options`, the image size or the backbone"
         )
 
-    def _tried(self, model: Module, classes: int, side: int, channels: int) -> Module:
+    def _tried(self, model: Module, classes: int, image_size: int, channels: int) -> Module:
         """Return `model` if it maps images to logits, which many can't do with images that are too small."""
         import torch
 
         training, like = model.training, next(model.parameters())
         try:
             with torch.no_grad():
-                made = model.eval()(like.new_zeros(2, channels, side, side))
+                made = model.eval()(like.new_zeros(2, channels, image_size, image_size))
         except Exception as error:
-            raise self._not_made(classes, side, channels, error) from error
+            raise self._not_made(classes, image_size, channels, error) from error
         shape = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
         if shape != (2, classes):
             wrong = ValueError(f"two images give {shape} instead of {(2, classes)}")
-            raise self._not_made(classes, side, channels, wrong)
+            raise self._not_made(classes, image_size, channels, wrong)
         return model.train(training)
 
 
@@ -115,11 +115,11 @@ class Torchvision(Provided):
 
         return torchvision.models.list_models(module=torchvision.models)
 
-    def make(self, classes: int, side: int, channels: int, published: bool) -> Module:
+    def make(self, classes: int, image_size: int, channels: int, published: bool) -> Module:
         """Call the model's builder; the classifier and the first convolution are changed afterwards."""
         from torchvision.models import get_model, get_model_weights
 
-        options = self._defaults(side, published) | self.options
+        options = self._defaults(image_size, published) | self.options
         if published:
             weights = get_model_weights(self.variant).DEFAULT
             model: Module = get_model(self.variant, weights=weights, progress=False, **options)
@@ -133,11 +133,11 @@ class Torchvision(Provided):
             surgery.make_grey(model)
         return model
 
-    def _defaults(self, side: int, published: bool) -> dict[str, Any]:
+    def _defaults(self, image_size: int, published: bool) -> dict[str, Any]:
         if self.variant.startswith("vit_"):
-            return {"image_size": side}
+            return {"image_size": image_size}
         if self.variant.startswith("maxvit"):
-            return {"input_size": (side, side)}
+            return {"input_size": (image_size, image_size)}
         if self.variant in WITH_AUXILIARY_HEADS:
             return {"aux_logits": False} | ({} if published else {"init_weights": True})
         return {}
@@ -154,7 +154,7 @@ class Timm(Provided):
 
         return timm.list_pretrained() if "." in self.variant else timm.list_models()
 
-    def make(self, classes: int, side: int, channels: int, published: bool) -> Module:
+    def make(self, classes: int, image_size: int, channels: int, published: bool) -> Module:
         """Call timm.create_model, which fits classifier, input channels and position embeddings itself."""
         import timm
 
@@ -162,11 +162,11 @@ class Timm(Provided):
         settled = timm.models.get_pretrained_cfg(self.variant)
         if published and not ((settled and settled.has_weights) or "pretrained_cfg_overlay" in self.options):
             raise GvbsmError(
-                f"{self.title}: timm has no published weights for it; give a local file as `weights`, "
+                f"{self.full_name}: timm has no published weights for it; give a local file as `weights`, "
                 "or leave `weights` out to train it"
             )
         # Only models of a fixed input size have such an argument.
-        sized = {"img_size": side} if settled and settled.fixed_input_size else {}
+        sized = {"img_size": image_size} if settled and settled.fixed_input_size else {}
         arguments = sized | self.options
         model = make(self.variant, published, num_classes=classes, in_chans=channels, **arguments)
         if published and self.reset_classifier:

@@ -17,8 +17,8 @@ class ResNet18Small(WeightedBackbone):
 
     name = "resnet18_small"
 
-    def fresh(self, classes: int, side: int, channels: int) -> Module:
-        """Return the network; any side, for it ends in average pooling over the whole map."""
+    def fresh(self, classes: int, image_size: int, channels: int) -> Module:
+        """Return the network; any size, for it ends in average pooling over the whole map."""
         from torch import nn
         from torchvision.models import resnet18
 
@@ -34,8 +34,8 @@ class WRN162(WeightedBackbone):
 
     name = "wrn_16_2"
 
-    def fresh(self, classes: int, side: int, channels: int) -> Module:
-        """Return the network; any side, for it ends in average pooling over the whole map."""
+    def fresh(self, classes: int, image_size: int, channels: int) -> Module:
+        """Return the network; any size, for it ends in average pooling over the whole map."""
         from gvbsm_plugins.backbones.wide_resnet import wide_resnet
 
         return wide_resnet(depth=16, widen=2, classes=classes, channels=channels)
@@ -52,8 +52,8 @@ class MobileNetV2Small(WeightedBackbone):
 
     width: float = Field(0.5, gt=0, description="factor on the channels of every block")
 
-    def fresh(self, classes: int, side: int, channels: int) -> Module:
-        """Return the network; any side, for it ends in average pooling over the whole map."""
+    def fresh(self, classes: int, image_size: int, channels: int) -> Module:
+        """Return the network; any size, for it ends in average pooling over the whole map."""
         from torch import nn
         from torchvision.models import MobileNetV2
 
@@ -91,8 +91,8 @@ class ShuffleNetV2Small(WeightedBackbone):
 
     name = "shufflenet_v2_small"
 
-    def fresh(self, classes: int, side: int, channels: int) -> Module:
-        """Return the network; any side, for it ends in average pooling over the whole map."""
+    def fresh(self, classes: int, image_size: int, channels: int) -> Module:
+        """Return the network; any size, for it ends in average pooling over the whole map."""
         from torch import nn
         from torchvision.models import ShuffleNetV2
 

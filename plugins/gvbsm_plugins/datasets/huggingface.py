@@ -37,7 +37,7 @@ class HuggingFace(PictureDataset):
     test_split: str | None = Field(
         None, description=f"the split to test on; default: {' or '.join(TEST_SPLITS)}"
     )
-    side: int | None = Field(
+    image_size: int | None = Field(
         None, ge=1, description="height and width in pixels; by default the first picture's short side"
     )
     channels: Literal[1, 3] = Field(3, description="3: colour, 1: grey")
@@ -57,9 +57,9 @@ class HuggingFace(PictureDataset):
         classes, codes = self._classes(train, origin)
         labels = self._labels(table, codes, origin)
         pictures = _Column(table, self.image_column, labels, f"{origin}, split {table.split or split}")
-        side = self.side or self._first_side(_Column(train, self.image_column, labels, origin))
+        image_size = self.image_size or self._first_side(_Column(train, self.image_column, labels, origin))
         return self._open(
-            pictures, classes, Form(side, self.channels, self.skip_broken), cache, pictures.origin
+            pictures, classes, Form(image_size, self.channels, self.skip_broken), cache, pictures.origin
         )
 
     def _load(self, cache: Path) -> tuple[Any, str]:
@@ -139,7 +139,7 @@ class HuggingFace(PictureDataset):
         stray = next((value for value in values if value not in codes), None)
         if stray is not None or None in values:
             raise GvbsmError(
-                f"{origin}: split {table.split} has the label {stray!r}, which is no class of the split "
+                f"{origin}: split {table.split} has the label {stray!r}, which is not a class of the split "
                 f"{self.train_split!r}; set data.test_split or data.label_column"
             )
         return torch.tensor([codes[value] for value in values], dtype=torch.int64)

@@ -36,7 +36,7 @@ class ImageFolder(PictureDataset):
     name = "imagefolder"
 
     root: Path | None = Field(None, description="the folder that holds train/ and test/ (or val/)")
-    side: int | None = Field(
+    image_size: int | None = Field(
         None, ge=1, description="height and width in pixels; by default the first picture's short side"
     )
     channels: Literal[1, 3] = Field(3, description="3: colour, 1: grey")
@@ -54,7 +54,7 @@ class ImageFolder(PictureDataset):
         folder, chosen = (train, classes) if split == "train" else (test, in_test)
         make = partial(list_classes, folder, chosen, self.skip_broken)
         listing = kept_listing(folder, chosen, self.skip_broken, cache, make)
-        form = Form(self.side or self._first_side(train, classes), self.channels, self.skip_broken)
+        form = Form(self.image_size or self._first_side(train, classes), self.channels, self.skip_broken)
         return self._open(listing, list(classes), form, cache, printable(os.path.abspath(folder)))
 
     def _first_side(self, train: Path, classes: dict[str, str]) -> int:
@@ -63,17 +63,17 @@ class ImageFolder(PictureDataset):
             for path, _ in image_files(train / folder):
                 where = os.path.join(train, folder, os.fsdecode(path))
                 try:
-                    side = short_side(read_bytes(where), printable(where))
+                    image_size = short_side(read_bytes(where), printable(where))
                 except BrokenPictureError:
                     if not self.skip_broken:
                         raise
                     continue
-                if side > LARGEST_DEFAULT:
+                if image_size > LARGEST_DEFAULT:
                     raise GvbsmError(
-                        f"{printable(where)}: its short side of {side} pixels is too much for a default; "
-                        "set data.side, for instance data.side = 224"
+                        f"{printable(where)}: a short side of {image_size} pixels is too long for a default; "
+                        "set data.image_size, for instance data.image_size = 224"
                     )
-                return side
+                return image_size
         raise GvbsmError(f"{train}: holds no picture that can be decoded; check --data DIR or data.root")
 
 

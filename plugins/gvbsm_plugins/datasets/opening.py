@@ -50,9 +50,9 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class Form:
-    """What becomes of a picture: uint8 [channels, side, side]; broken ones are errors or left out."""
+    """What becomes of a picture: uint8 [C, S, S]; broken ones are errors or left out."""
 
-    side: int
+    image_size: int
     channels: int
     skip_broken: bool
 
@@ -71,7 +71,7 @@ class PictureDataset(Dataset):
     ) -> Split:
         """Return `pictures` as a split; `origin` says where they are from, for cache files and messages."""
         names = tuple(classes)
-        size = len(pictures) * form.channels * form.side**2
+        size = len(pictures) * form.channels * form.image_size**2
         if size <= MEMORY if self.in_memory == "auto" else self.in_memory:
             return _in_memory(pictures, names, form, cache, origin)
         return _streaming(pictures, names, form, cache, origin)
@@ -90,12 +90,12 @@ class PictureSplit(Split):
     ) -> None:
         self.pictures, self.classes, self.form, self.chosen = pictures, classes, form, chosen
         self.labels = pictures.labels if chosen is None else pictures.labels[chosen]
-        self.side, self.channels = form.side, form.channels
+        self.image_size, self.channels = form.image_size, form.channels
 
     def read(self, indices: Tensor) -> Tensor:
         import torch
 
-        images = torch.empty(len(indices), self.channels, self.side, self.side, dtype=torch.uint8)
+        images = torch.empty(len(indices), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
         rows = images.numpy()
         within = indices.cpu() if self.chosen is None else self.chosen[indices.cpu()]
         count = len(self.pictures)
@@ -118,7 +118,7 @@ def _in_memory(
 
     key = _key(pictures, classes, form, origin)
     path = cache / f"pixels-{key[:24]}.safetensors"
-    shape = (len(pictures), form.channels, form.side, form.side)
+    shape = (len(pictures), form.channels, form.image_size, form.image_size)
     tensors = _cached(path, "pixels", key)
     if tensors is None or not _fits(tensors, shape):
         images = torch.empty(shape, dtype=torch.uint8)
@@ -211,7 +211,7 @@ def _threads(pictures: Pictures) -> int:
 
 
 def _decoded(pictures: Pictures, index: int, form: Form) -> np.ndarray:
-    return decode(pictures.load(index), pictures.where(index), form.side, form.channels)
+    return decode(pictures.load(index), pictures.where(index), form.image_size, form.channels)
 
 
 def _check_left(

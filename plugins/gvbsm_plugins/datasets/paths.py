@@ -22,7 +22,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".
 def existing_folder(root: Path | None, dataset: str) -> Path:
     """Return `root` with `~` expanded.
 
-    Raises GvbsmError if it was not given, does not exist or is no folder.
+    Raises GvbsmError if it was not given, does not exist or is not a folder.
     """
     if root is None:
         raise GvbsmError(
@@ -32,7 +32,9 @@ def existing_folder(root: Path | None, dataset: str) -> Path:
     if not folder.exists():
         raise GvbsmError(f"{folder}: no such folder; give the right one by --data DIR or data.root")
     if not folder.is_dir():
-        raise GvbsmError(f"{folder}: is no folder; give the folder of {dataset!r} by --data DIR or data.root")
+        raise GvbsmError(
+            f"{folder}: is not a folder; give the folder of {dataset!r} by --data DIR or data.root"
+        )
     return folder
 
 
@@ -45,7 +47,7 @@ def expanded(path: Path) -> Path:
 
 
 def printable(name: str) -> str:
-    """Return a file's name as text that UTF-8 can hold: bytes that are no UTF-8 become `\\xNN`."""
+    """Return a file's name as text that UTF-8 can hold: bytes that are not UTF-8 become `\\xNN`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

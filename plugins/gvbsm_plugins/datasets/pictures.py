@@ -16,7 +16,7 @@ FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 
 
 class BrokenPictureError(GvbsmError):
-    """A file whose contents are no whole picture; `skip_broken` passes over it."""
+    """A file whose contents are not a whole picture; `skip_broken` passes over it."""
 
     def __init__(self, where: str, why: str) -> None:
         super().__init__(
@@ -24,16 +24,16 @@ class BrokenPictureError(GvbsmError):
         )
 
 
-def decode(data: bytes, where: str, side: int, channels: int) -> np.ndarray:
-    """Return uint8 [channels, side, side]: the short side resized to `side`, then the centre cropped.
+def decode(data: bytes, where: str, image_size: int, channels: int) -> np.ndarray:
+    """Return uint8 [C, S, S]: the short side resized to S = `image_size`, then the centre cropped.
 
-    Bilinear with antialiasing, as torchvision's `Resize(side)` and `CenterCrop(side)` do with a PIL image.
+    Bilinear with antialiasing, as torchvision's `Resize(S)` and `CenterCrop(S)` do with a PIL image.
     channels: 1 (luminance) or 3 (RGB). Raises BrokenPictureError, naming `where`.
     """
     import numpy as np
 
     try:
-        picture = _fitted(_converted(_opened(data), channels), side)
+        picture = _fitted(_converted(_opened(data), channels), image_size)
         pixels = np.asarray(picture)
     except MemoryError:
         raise
@@ -66,19 +66,19 @@ def _converted(picture: Image.Image, channels: int) -> Image.Image:
     return picture.convert("RGB" if channels == 3 else "L")
 
 
-def _fitted(picture: Image.Image, side: int) -> Image.Image:
+def _fitted(picture: Image.Image, image_size: int) -> Image.Image:
     from PIL import Image
 
     width, height = picture.size
     short = min(width, height)
-    if short != side:
-        long = side * max(width, height) // short
-        if Image.MAX_IMAGE_PIXELS is not None and long * side > Image.MAX_IMAGE_PIXELS:
+    if short != image_size:
+        long = image_size * max(width, height) // short
+        if Image.MAX_IMAGE_PIXELS is not None and long * image_size > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"{width}×{height} pixels are too long a strip to resize")
-        width, height = (side, long) if width <= height else (long, side)
+        width, height = (image_size, long) if width <= height else (long, image_size)
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - side) / 2), round((height - side) / 2)
-    return picture.crop((left, top, left + side, top + side))
+    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+    return picture.crop((left, top, left + image_size, top + image_size))
 
 
 def _why(error: Exception) -> str:

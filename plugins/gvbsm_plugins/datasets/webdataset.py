@@ -36,14 +36,14 @@ class WebDataset(PictureDataset):
     name = "webdataset"
 
     root: Path | None = Field(None, description="the folder that holds the shards")
-    side: int = Field(224, ge=1, description="height and width in pixels")
+    image_size: int = Field(224, ge=1, description="height and width in pixels")
     channels: Literal[1, 3] = Field(3, description="3: colour, 1: grey")
 
     def open(self, split: Literal["train", "test"], cache: Path) -> Split:
         """Open one split. Classes are the lines of `classes.txt`, or numbers if there is no such file.
 
         The shards are indexed once; the index is kept in `cache` until a shard changes. Raises GvbsmError,
-        naming the shard, if one is no plain tar file, or a sample has no class.
+        naming the shard, if one is not a plain tar file, or a sample has no class.
         """
         root = existing_folder(self.root, self.name)
         shards = {name: _shards(root, name) for name in ("train", "test")}
@@ -54,7 +54,7 @@ class WebDataset(PictureDataset):
                 f"{root}: a {split} sample has class {int(found.labels.max())}, but there are {len(classes)} "
                 "classes (they are counted from 0); correct classes.txt or the shards"
             )
-        form = Form(self.side, self.channels, self.skip_broken)
+        form = Form(self.image_size, self.channels, self.skip_broken)
         return self._open(found, classes, form, cache, printable(os.path.abspath(root)))
 
     def _classes(self, root: Path, shards: dict[str, list[Path]], cache: Path) -> list[str]:

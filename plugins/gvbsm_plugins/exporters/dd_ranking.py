@@ -25,7 +25,7 @@ class DDRanking(Exporter):
     0.1.4) how students were trained here; correct its paths where you run it.
     """
 
-    name = "dd-ranking"
+    name = "dd_ranking"
 
     method: str = Field("G-VBSM", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the method's name")
     dataset: str | None = Field(
@@ -53,7 +53,7 @@ class DDRanking(Exporter):
     ) -> dict[str, Any]:
         recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
         evaluation = recipe.get("evaluation", {})
-        side = artifact.tensors["images"].shape[-1]
+        image_size = artifact.tensors["images"].shape[-1]
         students = evaluation.get("students", [{"use": "convnet"}])
         normalise = {
             "name": "Normalize",
@@ -63,7 +63,7 @@ class DDRanking(Exporter):
             "dataset": dataset,
             "real_data_path": "./datasets/",
             "ipc": artifact.meta.get("ipc"),
-            "im_size": [side, side],
+            "im_size": [image_size, image_size],
             "model_name": _model(str(students[0].get("use", "convnet")), students[0]),
             "stu_use_torchvision": False,
             "tea_use_torchvision": False,

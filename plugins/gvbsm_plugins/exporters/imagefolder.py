@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 class ImageFolderFiles(Exporter):
     """PNG files in class folders below images/, manifest.json and a card; `gvbsm import` takes it back.
 
-    The PNGs hold the set's pixels to the bit. The manifest tells class names, the order and the label of
+    The PNGs hold the set's pixels bit for bit. The manifest tells class names, the order and the label of
     every file, the normalisation, the accuracies and where the set comes from. Any reader of class folders
     gives equal labels: the folders' sorted order is that of the labels.
     """
@@ -33,7 +33,7 @@ class ImageFolderFiles(Exporter):
                 "key": artifact.key,
                 **{name: artifact.meta.get(name) for name in ("classes", "mean", "std", "ipc", "data")},
                 "channels": images.shape[1],
-                "side": images.shape[-1],
+                "image_size": images.shape[-1],
                 "provenance": artifact.meta.get("provenance", {}),
                 "images": [{"file": f"images/{path}", "label": label} for path, label in files],
                 "results": records_of(run),

@@ -2,7 +2,7 @@
 
     from gvbsm_registry.testing import cases
 
-    @pytest.mark.parametrize("case", cases(MyMatcher(side=2)), ids=str)
+    @pytest.mark.parametrize("case", cases(MyMatcher(patch_size=2)), ids=str)
     def test_my_matcher(case):
         case()
 
@@ -65,7 +65,7 @@ def check(component: Component | type[Component], **circumstances: Any) -> None:
 
 def _check(kind: type[Component], component: Any, **circumstances: Any) -> None:
     if getattr(component, "kind", None) != kind.kind:
-        fail(f"{component!r} is no {kind.kind}: derive it from gvbsm_registry.{kind.__name__}")
+        fail(f"{component!r} is not a {kind.kind}: derive it from gvbsm_registry.{kind.__name__}")
     check(component, **circumstances)
 
 

@@ -9,11 +9,11 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
-from gvbsm_registry.discovery import explain
+from gvbsm_registry.discovery import format_validation_error
 from gvbsm_registry.errors import GvbsmError
 from gvbsm_registry.kinds import KINDS, Component
 
-Check = Callable[["Bench"], None]
+Check = Callable[["Context"], None]
 F = TypeVar("F", bound=Check)
 CHECKS: dict[str, list[tuple[Check, bool]]] = {"component": []}
 
@@ -23,7 +23,7 @@ class ConformanceError(AssertionError):
 
 
 @dataclass(frozen=True)
-class Bench:
+class Context:
     """What a case works on: the component and the circumstances it is tried in.
 
     device: "cpu" or "cuda". sides: image sides that a backbone must be able to take.
@@ -41,7 +41,7 @@ class Case:
     """One requirement on one component. Call it: it raises ConformanceError if it is not met."""
 
     check: Check = field(repr=False)
-    bench: Bench = field(repr=False)
+    context: Context = field(repr=False)
     name: str
 
     def __str__(self) -> str:
@@ -49,20 +49,22 @@ class Case:
 
     def __call__(self) -> None:
         try:
-            self.check(self.bench)
+            self.check(self.context)
         except ConformanceError as error:
             raise ConformanceError(self._message(str(error))) from error
         except Exception as error:
             raise ConformanceError(self._message(f"it raised {type(error).__name__}: {error}")) from error
 
     def _message(self, what: str) -> str:
-        component = self.bench.component
+        component = self.context.component
         asked = " ".join((inspect.getdoc(self.check) or "").split())
-        text = f"{component.kind} {component.title!r}, case {self.name}: {what}. The contract asks: {asked}"
+        text = (
+            f"{component.kind} {component.full_name!r}, case {self.name}: {what}. The contract asks: {asked}"
+        )
         return " ".join(text.split())
 
 
-def asks(kind: str, devices: bool = False) -> Callable[[F], F]:
+def requirement(kind: str, devices: bool = False) -> Callable[[F], F]:
     """Register a check for a kind ("component": for all); with `devices`, it is run on each device."""
 
     def register(check: F) -> F:
@@ -77,13 +79,13 @@ def fail(what: str) -> NoReturn:
     raise ConformanceError(what)
 
 
-def demand(condition: object, what: str) -> None:
+def require(condition: object, what: str) -> None:
     """Fail with `what` unless the condition holds."""
     if not condition:
         fail(what)
 
 
-def demand_error(call: Callable[[], object], what: str) -> None:
+def require_error(call: Callable[[], object], what: str) -> None:
     """Fail unless `call` raises a GvbsmError."""
     try:
         call()
@@ -104,8 +106,8 @@ def devices() -> list[str]:
 def cases(component: Component | type[Component], **circumstances: Any) -> list[Case]:
     """Return the cases of a component (or of a class that needs no options), for pytest's `parametrize`.
 
-    circumstances: `sides` (for a backbone) and `model` (for a matcher), see `Bench`.
-    Raises ConformanceError if it is no component of a known kind, or the class can't be made.
+    circumstances: `sides` (for a backbone) and `model` (for a matcher), see `Context`.
+    Raises ConformanceError if it is not a component of a known kind, or the class can't be made.
     """
     made = _instance(component)
     found = []
@@ -113,14 +115,16 @@ def cases(component: Component | type[Component], **circumstances: Any) -> list[
         name = check.__name__.strip("_").replace("_", " ")
         for device in devices() if by_device else ["cpu"]:
             suffix = f" ({device})" if by_device else ""
-            found.append(Case(check, Bench(made, device, **circumstances), name + suffix))
+            found.append(Case(check, Context(made, device, **circumstances), name + suffix))
     return found
 
 
 def _instance(component: Component | type[Component]) -> Component:
     kind = getattr(component, "kind", None)
     if kind not in [known.kind for known in KINDS]:
-        fail(f"{component!r} is no component: derive it from one of {', '.join(k.__name__ for k in KINDS)}")
+        fail(
+            f"{component!r} is not a component: derive it from one of {', '.join(k.__name__ for k in KINDS)}"
+        )
     if not inspect.isclass(component):
         assert isinstance(component, Component)
         return component
@@ -129,7 +133,7 @@ def _instance(component: Component | type[Component]) -> Component:
     try:
         return component()
     except ValidationError as error:
-        why = explain(error, component)
+        why = format_validation_error(error, component)
         fail(f"{component.__name__} needs options ({why}); give a component, not its class")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gvbsm_registry.splits import Split
-from gvbsm_registry.testing.cases import Bench, asks, demand, demand_error
+from gvbsm_registry.testing.cases import Context, require, require_error, requirement
 from gvbsm_registry.testing.samples import SEED, SampleSource, unseeded
 
 if TYPE_CHECKING:
@@ -17,92 +17,100 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _opened(bench: Bench) -> Iterator[tuple[Split, Split, Path]]:
+def _opened(context: Context) -> Iterator[tuple[Split, Split, Path]]:
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder, "cache")
-        train, test = bench.component.open("train", cache), bench.component.open("test", cache)
+        train, test = context.component.open("train", cache), context.component.open("test", cache)
         for split in (train, test):
-            demand(isinstance(split, Split), f"open returns {split!r}, no gvbsm_registry.Split")
+            require(isinstance(split, Split), f"open returns {split!r}, no gvbsm_registry.Split")
         yield train, test, cache
         del train, test  # memory maps must be gone before their folder
 
 
-@asks("dataset")
-def _splits_say_what_they_hold(bench: Bench) -> None:
+@requirement("dataset")
+def _splits_say_what_they_hold(context: Context) -> None:
     """both splits are not empty and say classes (names, each once, the same in both), labels int64 [N] within
-    them, side, and channels 1 or 3."""
+    them, an image size, and channels 1 or 3."""
     import torch
 
-    with _opened(bench) as (train, test, _):
+    with _opened(context) as (train, test, _):
         for name, split in (("train", train), ("test", test)):
-            demand(len(split) > 0, f"{name} is empty")
+            require(len(split) > 0, f"{name} is empty")
             texts = isinstance(split.classes, tuple) and all(isinstance(each, str) for each in split.classes)
-            demand(
+            require(
                 texts and len(set(split.classes)) == len(split.classes), f"{name}: classes {split.classes!r}"
             )
             labels = split.labels
-            demand(
+            require(
                 labels.dtype == torch.int64 and labels.ndim == 1,
                 f"{name}: labels {labels.dtype} {labels.shape}",
             )
             inside = int(labels.min()) >= 0 and int(labels.max()) < len(split.classes)
-            demand(inside, f"{name}: labels {int(labels.min())} to {int(labels.max())}")
-            demand(split.channels in (1, 3) and split.side >= 1, f"{name}: {split.channels}×{split.side}")
-        demand(train.classes == test.classes, "the splits have different classes")
-        demand((train.side, train.channels) == (test.side, test.channels), "the splits have different shapes")
+            require(inside, f"{name}: labels {int(labels.min())} to {int(labels.max())}")
+            require(
+                split.channels in (1, 3) and split.image_size >= 1,
+                f"{name}: {split.channels}×{split.image_size}",
+            )
+        require(train.classes == test.classes, "the splits have different classes")
+        require(
+            (train.image_size, train.channels) == (test.image_size, test.channels),
+            "the splits have different shapes",
+        )
 
 
-@asks("dataset")
-def _reads_images(bench: Bench) -> None:
-    """`read` of int64 [n] returns uint8 [n, channels, side, side] in the order asked for; of one index, of a
+@requirement("dataset")
+def _reads_images(context: Context) -> None:
+    """`read` of int64 [n] returns uint8 [n, channels, S, S] in the order asked for; of one index, of a
     repeated one and of none too."""
     import torch
 
-    with _opened(bench) as (train, test, _):
+    with _opened(context) as (train, test, _):
         for split in (train, test):
             last = len(split) - 1
             for wanted in ([0, last, 0], [last], []):
                 found = split.read(torch.tensor(wanted, dtype=torch.int64))
-                shape = (len(wanted), split.channels, split.side, split.side)
+                shape = (len(wanted), split.channels, split.image_size, split.image_size)
                 ok = found.dtype == torch.uint8 and tuple(found.shape) == shape
-                demand(ok, f"read({wanted}) gives {found.dtype} {tuple(found.shape)}, not uint8 {shape}")
+                require(ok, f"read({wanted}) gives {found.dtype} {tuple(found.shape)}, not uint8 {shape}")
             pair, single = split.read(torch.tensor([last, 0])), split.read(torch.tensor([0]))
-            demand(torch.equal(pair[1], single[0]), "an image differs with the order in which it is read")
+            require(torch.equal(pair[1], single[0]), "an image differs with the order in which it is read")
 
 
-@asks("dataset")
-def _opening_again_gives_the_same(bench: Bench) -> None:
+@requirement("dataset")
+def _opening_again_gives_the_same(context: Context) -> None:
     """opening again, with the same cache or another, gives the same digest, labels and images; the digest of
     train is another than that of test."""
     import torch
 
-    with _opened(bench) as (train, test, cache), tempfile.TemporaryDirectory() as elsewhere:
-        demand(isinstance(train.digest, str) and train.digest, f"the digest is {train.digest!r}")
-        demand(train.digest != test.digest, "train and test have one digest")
+    with _opened(context) as (train, test, cache), tempfile.TemporaryDirectory() as elsewhere:
+        require(isinstance(train.digest, str) and train.digest, f"the digest is {train.digest!r}")
+        require(train.digest != test.digest, "train and test have one digest")
         for place in (cache, Path(elsewhere)):
-            again = bench.component.open("train", place)
-            demand(again.digest == train.digest, "the digest is another the second time")
-            demand(torch.equal(again.labels, train.labels), "the labels are others the second time")
+            again = context.component.open("train", place)
+            require(again.digest == train.digest, "the digest is another the second time")
+            require(torch.equal(again.labels, train.labels), "the labels are others the second time")
             indices = torch.tensor([0, len(train) - 1])
-            demand(torch.equal(again.read(indices), train.read(indices)), "images differ the second time")
+            require(torch.equal(again.read(indices), train.read(indices)), "images differ the second time")
             del again
 
 
-@asks("dataset")
-def _missing_data_is_refused(bench: Bench) -> None:
+@requirement("dataset")
+def _missing_data_is_refused(context: Context) -> None:
     """data that is not there raises a GvbsmError (tried on data sets with the option `root`)."""
-    if "root" not in type(bench.component).model_fields:
+    if "root" not in type(context.component).model_fields:
         return
     with tempfile.TemporaryDirectory() as folder:
-        asked = bench.component.model_copy(update={"root": Path(folder, "missing")})
-        demand_error(lambda: asked.open("train", Path(folder, "cache")), "a root that does not exist")
+        asked = context.component.model_copy(update={"root": Path(folder, "missing")})
+        require_error(lambda: asked.open("train", Path(folder, "cache")), "a root that does not exist")
 
 
-def _images(bench: Bench, source: SampleSource, labels: Tensor, ranks: Tensor, seed: int = SEED) -> Tensor:
+def _images(
+    context: Context, source: SampleSource, labels: Tensor, ranks: Tensor, seed: int = SEED
+) -> Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    found: Tensor = unseeded(lambda: bench.component.images(labels, ranks, source, generator))
+    found: Tensor = unseeded(lambda: context.component.images(labels, ranks, source, generator))
     return found
 
 
@@ -112,50 +120,52 @@ def _wanted(classes: int, ipc: int) -> tuple[Tensor, Tensor]:
     return torch.arange(classes).repeat_interleave(ipc), torch.arange(ipc).repeat(classes)
 
 
-@asks("initializer")
-def _gives_an_image_for_each_label(bench: Bench) -> None:
+@requirement("initializer")
+def _gives_an_image_for_each_label(context: Context) -> None:
     """`images` returns normalised finite floats [n, C, H, W]: of one image, one class, grey images and odd
     sides too."""
-    for classes, ipc, channels, side in (
+    for classes, ipc, channels, image_size in (
         (3, 2, 3, 8),
         (1, 1, 3, 8),
         (1, 4, 3, 8),
         (3, 2, 1, 8),
         (3, 2, 3, 7),
     ):
-        source = SampleSource(classes, channels=channels, side=side)
-        found = _images(bench, source, *_wanted(classes, ipc))
-        shape = (classes * ipc, channels, side, side)
+        source = SampleSource(classes, channels=channels, image_size=image_size)
+        found = _images(context, source, *_wanted(classes, ipc))
+        shape = (classes * ipc, channels, image_size, image_size)
         what = f"{ipc} images of {classes} classes"
-        demand(tuple(found.shape) == shape, f"{what}: shape {tuple(found.shape)}, not {shape}")
-        demand(found.is_floating_point() and found.isfinite().all(), f"{what}: no finite floats")
-        demand(float(found.abs().max()) < 50, f"{what}: values up to {float(found.abs().max()):.0f}: pixels?")
+        require(tuple(found.shape) == shape, f"{what}: shape {tuple(found.shape)}, not {shape}")
+        require(found.is_floating_point() and found.isfinite().all(), f"{what}: no finite floats")
+        require(
+            float(found.abs().max()) < 50, f"{what}: values up to {float(found.abs().max()):.0f}: pixels?"
+        )
 
 
-@asks("initializer")
-def _all_randomness_is_the_generators(bench: Bench) -> None:
+@requirement("initializer")
+def _all_randomness_is_the_generators(context: Context) -> None:
     """with equal generators the images are equal, whatever torch's global generator is."""
     import torch
 
     wanted = _wanted(3, 2)
-    first, second = (_images(bench, SampleSource(), *wanted) for _ in range(2))
-    demand(torch.equal(first, second), "the images differ the second time")
+    first, second = (_images(context, SampleSource(), *wanted) for _ in range(2))
+    require(torch.equal(first, second), "the images differ the second time")
 
 
-@asks("initializer")
-def _choices_do_not_depend_on_the_batch(bench: Bench) -> None:
+@requirement("initializer")
+def _choices_do_not_depend_on_the_batch(context: Context) -> None:
     """a choice of real images depends on (label, rank, source) alone: not on the generator or on how images
     are split into batches; two ranks of a class are different images."""
     import torch
 
     labels, ranks = _wanted(3, 4)
     source = SampleSource()
-    together = _images(bench, source, labels, ranks)
-    if not torch.equal(together, _images(bench, source, labels, ranks, seed=SEED + 1)):
+    together = _images(context, source, labels, ranks)
+    if not torch.equal(together, _images(context, source, labels, ranks, seed=SEED + 1)):
         return  # noise, not a choice
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))
     for index in order.split(3):
-        part = _images(bench, source, labels[index], ranks[index])
-        demand(torch.equal(part, together[index]), "an image depends on the others of its batch")
+        part = _images(context, source, labels[index], ranks[index])
+        require(torch.equal(part, together[index]), "an image depends on the others of its batch")
     different = len({image.numpy().tobytes() for image in together}) == len(together)
-    demand(different, "an image is chosen twice")
+    require(different, "an image is chosen twice")

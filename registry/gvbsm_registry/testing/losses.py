@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from gvbsm_registry.testing.cases import Bench, asks, demand
+from gvbsm_registry.testing.cases import Context, require, requirement
 from gvbsm_registry.testing.samples import SEED, close, compiled, images
 
 if TYPE_CHECKING:
@@ -29,21 +29,21 @@ def _logits(*shape: int, device: str = "cpu", offset: int = 0) -> Tensor:
 def _is_loss(value: object, what: str) -> Tensor:
     import torch
 
-    demand(isinstance(value, torch.Tensor), f"{what} gives {value!r}, no tensor")
+    require(isinstance(value, torch.Tensor), f"{what} gives {value!r}, no tensor")
     assert isinstance(value, torch.Tensor)
     shape = tuple(value.shape)
-    demand(value.is_floating_point() and shape == (), f"{what} gives {value.dtype} {shape}, no float scalar")
-    demand(value.isfinite(), f"{what} gives {float(value.detach())}")
+    require(value.is_floating_point() and shape == (), f"{what} gives {value.dtype} {shape}, no float scalar")
+    require(value.isfinite(), f"{what} gives {float(value.detach())}")
     return value
 
 
 def _gradient(value: Tensor, inputs: Tensor, what: str) -> Tensor:
     import torch
 
-    demand(value.requires_grad, f"{what}: the loss has no gradient (detached, or computed outside torch?)")
+    require(value.requires_grad, f"{what}: the loss has no gradient (detached, or computed outside torch?)")
     (gradient,) = torch.autograd.grad(value, [inputs], allow_unused=True)
-    demand(gradient is not None, f"{what}: the loss does not depend on its input")
-    demand(gradient.isfinite().all(), f"{what}: the gradient is not finite")
+    require(gradient is not None, f"{what}: the loss does not depend on its input")
+    require(gradient.isfinite().all(), f"{what}: the gradient is not finite")
     return gradient
 
 
@@ -55,22 +55,22 @@ def _same_twice(loss: Callable[[], Tensor], what: str) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             found.append(loss())
-    demand(torch.equal(*found), f"{what} differs the second time")
+    require(torch.equal(*found), f"{what} differs the second time")
 
 
 def _same_compiled(loss: Loss, first: Tensor, *rest: Tensor) -> None:
     plain, traced = (first.clone().requires_grad_(True) for _ in range(2))
     expected, found = loss(plain, *rest), compiled(loss)(traced, *rest)
-    demand(close(found, expected), f"compiled it gives {found}, else {expected}")
+    require(close(found, expected), f"compiled it gives {found}, else {expected}")
     gradients = [
         _gradient(value.sum(), inputs, "compiled") for value, inputs in ((expected, plain), (found, traced))
     ]
-    demand(close(gradients[1], gradients[0]), "the gradient is another when compiled")
+    require(close(gradients[1], gradients[0]), "the gradient is another when compiled")
 
 
 def _batches(device: str) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield images and labels: usual ones, one image, one class, grey ones, odd and tiny sides."""
-    for what, count, classes, channels, side in (
+    for what, count, classes, channels, image_size in (
         ("6 images of 3 classes", 6, 3, 3, 16),
         ("one image", 1, 1, 3, 16),
         ("4 images of one class", 4, 1, 3, 16),
@@ -79,51 +79,51 @@ def _batches(device: str) -> Iterator[tuple[str, Tensor, Tensor]]:
         ("images of 1×1", 2, 2, 3, 1),
         ("images of 48×48", 2, 1, 3, 48),
     ):
-        yield what, images(count, channels, side, device), _labels(count, classes, device)
+        yield what, images(count, channels, image_size, device), _labels(count, classes, device)
 
 
-@asks("regularizer", devices=True)
-def _a_scalar_with_a_gradient(bench: Bench) -> None:
+@requirement("regularizer", devices=True)
+def _a_scalar_with_a_gradient(context: Context) -> None:
     """`loss` returns a finite float scalar, differentiable in the images with a finite gradient; for one
     image, one class, grey images, odd sides and images of one colour too."""
     import torch
 
-    for what, batch, labels in _batches(bench.device):
+    for what, batch, labels in _batches(context.device):
         batch.requires_grad_(True)
-        _gradient(_is_loss(bench.component.loss(batch, labels), what), batch, what)
-    flat = torch.zeros(4, 3, 8, 8, device=bench.device, requires_grad=True)
+        _gradient(_is_loss(context.component.loss(batch, labels), what), batch, what)
+    flat = torch.zeros(4, 3, 8, 8, device=context.device, requires_grad=True)
     what = "images of one colour"
-    value = bench.component.loss(flat, _labels(4, 2, bench.device))
+    value = context.component.loss(flat, _labels(4, 2, context.device))
     _gradient(_is_loss(value, what), flat, what)
 
 
-@asks("regularizer")
-def _deterministic_and_without_side_effects(bench: Bench) -> None:
+@requirement("regularizer")
+def _deterministic_and_without_side_effects(context: Context) -> None:
     """under one seed equal images give equal losses; images and labels are left as they were."""
     import torch
 
     batch, labels = images(), _labels(6, 3, "cpu")
     before = batch.clone(), labels.clone()
-    _same_twice(lambda: bench.component.loss(batch, labels), "the loss")
-    demand(torch.equal(batch, before[0]) and torch.equal(labels, before[1]), "it changes its arguments")
+    _same_twice(lambda: context.component.loss(batch, labels), "the loss")
+    require(torch.equal(batch, before[0]) and torch.equal(labels, before[1]), "it changes its arguments")
 
 
-@asks("regularizer", devices=True)
-def _works_with_autocast(bench: Bench) -> None:
+@requirement("regularizer", devices=True)
+def _works_with_autocast(context: Context) -> None:
     """under autocast to bfloat16 the loss stays finite and differentiable."""
     import torch
 
-    batch, labels = images(device=bench.device).requires_grad_(True), _labels(6, 3, bench.device)
-    with torch.autocast(bench.device, torch.bfloat16):
-        value = bench.component.loss(batch, labels)
+    batch, labels = images(device=context.device).requires_grad_(True), _labels(6, 3, context.device)
+    with torch.autocast(context.device, torch.bfloat16):
+        value = context.component.loss(batch, labels)
     _gradient(_is_loss(value.float(), "under autocast"), batch, "under autocast")
 
 
-@asks("regularizer")
-def _works_compiled(bench: Bench) -> None:
+@requirement("regularizer")
+def _works_compiled(context: Context) -> None:
     """torch.compile changes neither the loss nor its gradient."""
     labels = _labels(6, 3, "cpu")
-    _same_compiled(lambda batch: bench.component.loss(batch, labels), images())
+    _same_compiled(lambda batch: context.component.loss(batch, labels), images())
 
 
 def _rows(count: int, classes: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,91 +132,91 @@ def _rows(count: int, classes: int, device: str) -> tuple[Tensor, Tensor, Tensor
     return _logits(count, classes, device=device), _logits(count, classes, device=device, offset=1), truth
 
 
-@asks("objective", devices=True)
-def _an_objective_is_a_scalar_with_a_gradient(bench: Bench) -> None:
+@requirement("objective", devices=True)
+def _an_objective_is_a_scalar_with_a_gradient(context: Context) -> None:
     """`loss` returns a finite float scalar, differentiable in the student's logits; for one image, one
     class and one-hot truth too."""
     from torch.nn.functional import one_hot
 
     for count, classes in ((5, 4), (1, 4), (3, 1)):
         what = f"{count} images of {classes} classes"
-        output, logits, mixed = _rows(count, classes, bench.device)
+        output, logits, mixed = _rows(count, classes, context.device)
         for truth in (mixed, one_hot(mixed.argmax(1), classes).to(mixed)):
             output = output.detach().requires_grad_(True)
-            _gradient(_is_loss(bench.component.loss(output, logits, truth), what), output, what)
+            _gradient(_is_loss(context.component.loss(output, logits, truth), what), output, what)
 
 
-@asks("objective")
-def _an_objective_is_deterministic(bench: Bench) -> None:
+@requirement("objective")
+def _an_objective_is_deterministic(context: Context) -> None:
     """under one seed equal logits give equal losses."""
     rows = _rows(5, 4, "cpu")
-    _same_twice(lambda: bench.component.loss(*rows), "the loss")
+    _same_twice(lambda: context.component.loss(*rows), "the loss")
 
 
-@asks("objective", devices=True)
-def _an_objective_works_under_autocast(bench: Bench) -> None:
+@requirement("objective", devices=True)
+def _an_objective_works_under_autocast(context: Context) -> None:
     """under autocast to bfloat16 the loss stays finite and differentiable."""
     import torch
 
-    output, logits, truth = _rows(5, 4, bench.device)
+    output, logits, truth = _rows(5, 4, context.device)
     output.requires_grad_(True)
-    with torch.autocast(bench.device, torch.bfloat16):
-        value = bench.component.loss(output, logits, truth)
+    with torch.autocast(context.device, torch.bfloat16):
+        value = context.component.loss(output, logits, truth)
     _gradient(_is_loss(value, "under autocast"), output, "under autocast")
 
 
-@asks("objective")
-def _an_objective_works_compiled(bench: Bench) -> None:
+@requirement("objective")
+def _an_objective_works_compiled(context: Context) -> None:
     """torch.compile changes neither the loss nor its gradient."""
-    _same_compiled(bench.component.loss, *_rows(5, 4, "cpu"))
+    _same_compiled(context.component.loss, *_rows(5, 4, "cpu"))
 
 
-@asks("ensembler", devices=True)
-def _combines_to_one_matrix(bench: Bench) -> None:
+@requirement("ensembler", devices=True)
+def _combines_to_one_matrix(context: Context) -> None:
     """`combine` takes [S, B, K] to finite floats [B, K] on its device; of one backbone or image too."""
     for shape in ((3, 5, 4), (1, 5, 4), (3, 1, 4), (3, 5, 1)):
-        found = bench.component.combine(_logits(*shape, device=bench.device))
-        demand(tuple(found.shape) == shape[1:], f"{shape} gives {tuple(found.shape)}")
-        demand(found.is_floating_point() and found.isfinite().all(), f"{shape} gives no finite floats")
-        demand(found.device.type == bench.device, f"the result is on {found.device}")
-    demand(
-        bench.component.combine(_logits(3, 5, 4, device=bench.device) * 0).isfinite().all(),
+        found = context.component.combine(_logits(*shape, device=context.device))
+        require(tuple(found.shape) == shape[1:], f"{shape} gives {tuple(found.shape)}")
+        require(found.is_floating_point() and found.isfinite().all(), f"{shape} gives no finite floats")
+        require(found.device.type == context.device, f"the result is on {found.device}")
+    require(
+        context.component.combine(_logits(3, 5, 4, device=context.device) * 0).isfinite().all(),
         "zeros: not finite",
     )
 
 
-@asks("ensembler")
-def _an_ensembler_is_deterministic(bench: Bench) -> None:
+@requirement("ensembler")
+def _an_ensembler_is_deterministic(context: Context) -> None:
     """equal logits give equal results, and the logits are left as they were."""
     import torch
 
     logits = _logits(3, 5, 4)
     before = logits.clone()
-    _same_twice(lambda: bench.component.combine(logits), "the result")
-    demand(torch.equal(logits, before), "it changes the logits")
+    _same_twice(lambda: context.component.combine(logits), "the result")
+    require(torch.equal(logits, before), "it changes the logits")
 
 
-@asks("ensembler")
-def _an_ensembler_works_in_half_precision(bench: Bench) -> None:
+@requirement("ensembler")
+def _an_ensembler_works_in_half_precision(context: Context) -> None:
     """logits of up to a few hundred in bfloat16 and under autocast give finite results."""
     import torch
 
     logits = _logits(3, 5, 4) * 100
     with torch.autocast("cpu", torch.bfloat16):
-        demand(bench.component.combine(logits).isfinite().all(), "under autocast it is not finite")
-    demand(bench.component.combine(logits.bfloat16()).isfinite().all(), "in bfloat16 it is not finite")
+        require(context.component.combine(logits).isfinite().all(), "under autocast it is not finite")
+    require(context.component.combine(logits.bfloat16()).isfinite().all(), "in bfloat16 it is not finite")
 
 
-@asks("ensembler")
-def _an_ensembler_works_compiled(bench: Bench) -> None:
+@requirement("ensembler")
+def _an_ensembler_works_compiled(context: Context) -> None:
     """torch.compile does not change the result."""
     logits = _logits(3, 5, 4)
-    expected, found = bench.component.combine(logits), compiled(bench.component.combine)(logits)
-    demand(close(found, expected), "compiled it gives another result")
+    expected, found = context.component.combine(logits), compiled(context.component.combine)(logits)
+    require(close(found, expected), "compiled it gives another result")
 
 
-@asks("codec")
-def _codes_row_by_row(bench: Bench) -> None:
+@requirement("codec")
+def _codes_row_by_row(context: Context) -> None:
     """`encode` of finite float32 [B, K] returns named tensors with leading axis B, `decode` of these finite
     float32 [B, K]; a row's code does not depend on the other rows; of one row and one class too."""
     import torch
@@ -224,16 +224,16 @@ def _codes_row_by_row(bench: Bench) -> None:
     for count, classes in ((5, 12), (1, 12), (3, 1)):
         logits = _logits(count, classes) * 5
         before = logits.clone()
-        parts = bench.component.encode(logits)
-        demand(torch.equal(before, logits), "encode changes the logits")
+        parts = context.component.encode(logits)
+        require(torch.equal(before, logits), "encode changes the logits")
         ok = isinstance(parts, dict) and parts and all(len(part) == count for part in parts.values())
-        demand(ok, f"encode of {count} rows gives {parts!r}")
-        found = bench.component.decode(parts, classes)
+        require(ok, f"encode of {count} rows gives {parts!r}")
+        found = context.component.decode(parts, classes)
         right = found.dtype == torch.float32 and tuple(found.shape) == (count, classes)
-        demand(right and found.isfinite().all(), f"decode gives {found.dtype} {tuple(found.shape)}")
+        require(right and found.isfinite().all(), f"decode gives {found.dtype} {tuple(found.shape)}")
         for row in range(count):
-            alone = bench.component.encode(logits[row : row + 1])
+            alone = context.component.encode(logits[row : row + 1])
             same = all(torch.equal(alone[name][0], parts[name][row]) for name in parts)
-            demand(same, "a row is coded otherwise when it is alone")
-        twice = bench.component.encode(logits)
-        demand(all(torch.equal(twice[name], parts[name]) for name in parts), "the second code is another")
+            require(same, "a row is coded otherwise when it is alone")
+        twice = context.component.encode(logits)
+        require(all(torch.equal(twice[name], parts[name]) for name in parts), "the second code is another")

@@ -16,7 +16,7 @@ def check_plugin(module: str) -> Registry:
     """Check that a module, such as "gvbsm_gram", loads as a plugin without a problem and cheaply.
 
     Returns a registry of it alone. Raises ConformanceError if it can't be loaded, misspells a hook, adds
-    something that is no component, or imports torch or the like when it is loaded.
+    something that is not a component, or imports torch or the like when it is loaded.
     """
     point = metadata.EntryPoint(module.replace(".", "-"), module, GROUP)
     registry = discover([point])

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from gvbsm_registry.artifacts import Artifact, write
-from gvbsm_registry.testing.cases import Bench, asks, demand, demand_error, fail
+from gvbsm_registry.testing.cases import Context, fail, require, require_error, requirement
 from gvbsm_registry.testing.samples import SampleSource
 
 
@@ -19,31 +19,31 @@ def _broken() -> None:
     raise ZeroDivisionError("on purpose")
 
 
-@asks("executor")
-def _runs_every_task_once(bench: Bench) -> None:
+@requirement("executor")
+def _runs_every_task_once(context: Context) -> None:
     """`run` yields (index, result) once for each task, in any order; one task and none too."""
     for count in (5, 1, 0):
-        found = list(bench.component.run([partial(_square, number) for number in range(count)]))
+        found = list(context.component.run([partial(_square, number) for number in range(count)]))
         wanted = [(number, number * number) for number in range(count)]
-        demand(sorted(found) == wanted, f"{count} tasks give {found}, not {wanted}")
+        require(sorted(found) == wanted, f"{count} tasks give {found}, not {wanted}")
 
 
-@asks("executor")
-def _runs_again(bench: Bench) -> None:
+@requirement("executor")
+def _runs_again(context: Context) -> None:
     """an executor can be used again, with as many tasks as one likes."""
     for _ in range(2):
-        found = list(bench.component.run([partial(_square, number) for number in range(20)]))
-        demand(sorted(found) == [(n, n * n) for n in range(20)], f"20 tasks give {sorted(found)}")
+        found = list(context.component.run([partial(_square, number) for number in range(20)]))
+        require(sorted(found) == [(n, n * n) for n in range(20)], f"20 tasks give {sorted(found)}")
 
 
-@asks("executor")
-def _ends_with_a_tasks_error(bench: Bench) -> None:
+@requirement("executor")
+def _ends_with_a_tasks_error(context: Context) -> None:
     """a task that raises ends the iteration with that error, of the same type."""
     try:
-        for _ in bench.component.run([partial(_square, 2), _broken, partial(_square, 3)]):
+        for _ in context.component.run([partial(_square, 2), _broken, partial(_square, 3)]):
             pass
     except ZeroDivisionError as error:
-        demand("on purpose" in str(error), f"the error's message is lost: {error}")
+        require("on purpose" in str(error), f"the error's message is lost: {error}")
     else:
         fail("a task that raises ZeroDivisionError raised nothing")
 
@@ -71,8 +71,8 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@asks("exporter")
-def _writes_the_set(bench: Bench) -> None:
+@requirement("exporter")
+def _writes_the_set(context: Context) -> None:
     """`export(run, destination)` writes a finished run's set, colour or grey, to a destination that does not
     exist yet, and leaves the run as it was."""
     for channels in (3, 1):
@@ -80,31 +80,31 @@ def _writes_the_set(bench: Bench) -> None:
             run = make_run(Path(folder, "run"), channels)
             before = _contents(run)
             destination = Path(folder, "new", "export")
-            bench.component.export(run, destination)
+            context.component.export(run, destination)
             size = (
                 destination.stat().st_size
                 if destination.is_file()
                 else sum(path.stat().st_size for path in destination.rglob("*") if path.is_file())
             )
-            demand(destination.exists() and size > 0, "nothing is written to the destination")
-            demand(_contents(run) == before, "it changes the run folder")
+            require(destination.exists() and size > 0, "nothing is written to the destination")
+            require(_contents(run) == before, "it changes the run folder")
 
 
-@asks("exporter")
-def _refuses_an_unfinished_run(bench: Bench) -> None:
+@requirement("exporter")
+def _refuses_an_unfinished_run(context: Context) -> None:
     """a run folder without a distilled set raises a GvbsmError, and nothing is written."""
     with tempfile.TemporaryDirectory() as folder:
         run, destination = Path(folder, "run"), Path(folder, "export")
         run.mkdir()
-        demand_error(lambda: bench.component.export(run, destination), "a run that is not finished")
-        demand(not destination.exists(), "something is written nevertheless")
+        require_error(lambda: context.component.export(run, destination), "a run that is not finished")
+        require(not destination.exists(), "something is written nevertheless")
 
 
-@asks("exporter")
-def _refuses_a_destination_that_cannot_be(bench: Bench) -> None:
+@requirement("exporter")
+def _refuses_a_destination_that_cannot_be(context: Context) -> None:
     """a destination that can't be written (a file where a folder is needed) raises a GvbsmError."""
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(Path(folder, "run"))
         blocked = Path(folder, "file")
         blocked.write_text("no folder", encoding="utf-8")
-        demand_error(lambda: bench.component.export(run, blocked / "export"), "a destination below a file")
+        require_error(lambda: context.component.export(run, blocked / "export"), "a destination below a file")

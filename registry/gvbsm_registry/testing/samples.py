@@ -26,14 +26,18 @@ class PlainActivation:
         values = _wide(self.tensor).transpose(0, 1).flatten(1)
         return values.mean(1), values.var(1, unbiased=False)
 
-    def patch_moments(self, side: int) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance by patch, [⌈H/side⌉, ⌈W/side⌉] each."""
+    def patch_moments(self, patch_size: int) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance by patch, [⌈H/patch_size⌉, ⌈W/patch_size⌉] each."""
         import torch
 
         values = _wide(self.tensor)
-        rows, columns = (math.ceil(length / side) for length in values.shape[-2:])
+        rows, columns = (math.ceil(length / patch_size) for length in values.shape[-2:])
         patches = [
-            values[..., row * side : (row + 1) * side, column * side : (column + 1) * side]
+            values[
+                ...,
+                row * patch_size : (row + 1) * patch_size,
+                column * patch_size : (column + 1) * patch_size,
+            ]
             for row in range(rows)
             for column in range(columns)
         ]
@@ -48,16 +52,16 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def images(count: int = 6, channels: int = 3, side: int = 16, device: str = "cpu") -> Tensor:
-    """Return normalised images, float32 [count, channels, side, side], always the same."""
+def images(count: int = 6, channels: int = 3, image_size: int = 16, device: str = "cpu") -> Tensor:
+    """Return normalised images, float32 [count, channels, S, S], always the same."""
     import torch
 
     generator = torch.Generator().manual_seed(SEED)
-    return torch.randn(count, channels, side, side, generator=generator).to(device)
+    return torch.randn(count, channels, image_size, image_size, generator=generator).to(device)
 
 
 def models(channels: int = 3) -> dict[str, Module]:
-    """Return small classifiers of 4 classes, by what they are made of; any image side from 4 pixels on."""
+    """Return small classifiers of 4 classes, by what they are made of; any image size from 4 pixels on."""
     import torch
     from torch import nn
 
@@ -116,14 +120,16 @@ def observe(model: Module, sites: list[str], batch: Tensor) -> dict[str, PlainAc
 
 
 class SampleSource:
-    """`gvbsm_registry.Source` on made-up images: `classes` × `per_class`, uint8 [N, channels, side, side]."""
+    """`gvbsm_registry.Source` on made-up images: `classes` × `per_class`, uint8 [N, channels, S, S]."""
 
-    def __init__(self, classes: int = 3, per_class: int = 5, channels: int = 3, side: int = 8) -> None:
+    def __init__(self, classes: int = 3, per_class: int = 5, channels: int = 3, image_size: int = 8) -> None:
         import torch
 
         generator = torch.Generator().manual_seed(SEED)
         count = classes * per_class
-        pixels = torch.randint(0, 256, (count, channels, side, side), generator=generator).to(torch.uint8)
+        pixels = torch.randint(0, 256, (count, channels, image_size, image_size), generator=generator).to(
+            torch.uint8
+        )
         labels = torch.arange(count) % classes
         self.train = TensorSplit(pixels, labels, tuple(f"class {label}" for label in range(classes)))
         self.seed = 7

@@ -1,0 +1,1 @@
+"""Helps authors of plugins: pages about components, new packages."""

@@ -1,0 +1,151 @@
+"""A condensed set on disk: images, and the epochs of views and soft labels that go with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gvbsm.distilled.labels import codec_of, logits_of, views_of
+from gvbsm.distilled.normalized import Normalized
+from gvbsm.distilled.views import EpochViews
+from gvbsm_registry import Artifact, Codec, GvbsmError
+from gvbsm_registry.artifacts import peek, read
+
+LABEL_FILES = "labels-*.safetensors"
+
+
+@dataclass(frozen=True)
+class LabelledViews:
+    """One epoch: the views of all N images, and the ensemble's logits on each, float32 [N, K]."""
+
+    views: EpochViews
+    logits: Tensor
+
+
+class DistilledDataset(torch.utils.data.Dataset):
+    """A condensed set: `OUT/distilled`, or any folder with the same files.
+
+    Without soft labels, item i is (image, label): float32 [C, H, W] normalised, int. After `set_epoch(e)`
+    it is (view, logits, truth): the view of image i in epoch e, the ensemble's logits on it, float32 [K],
+    and the class mixture, float32 [K]. Works with any loader and batch size; epochs repeat from the start
+    when they run out.
+
+    images: uint8 [N, C, H, W]; labels: int64 [N]; classes, mean, std, provenance: as stored.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "images.safetensors"
+        artifact = read(path, "distilled")
+        self.key = artifact.key
+        self.images, self.labels = artifact.tensors["images"], artifact.tensors["labels"]
+        self.meta: dict[str, Any] = artifact.meta
+        self.classes: tuple[str, ...] = tuple(artifact.meta["classes"])
+        self.mean, self.std = tuple(artifact.meta["mean"]), tuple(artifact.meta["std"])
+        self.provenance: dict[str, Any] = artifact.meta["provenance"]
+        self._blocks = LabelBlocks(self.folder, artifact.key)
+        self._epoch: LabelledViews | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs of soft labels there are; 0 if none."""
+        return self._blocks.epochs
+
+    def normalized(self) -> Tensor:
+        """All images, float32 [N, C, H, W]: (pixel / 255 - mean) / std."""
+        return self._normalize(self.images)
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(part)[:, None, None] for part in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
+
+    def epoch(self, number: int) -> LabelledViews:
+        """Return the views and logits of one epoch; raises GvbsmError if there are no soft labels."""
+        return self._blocks.epoch(number)
+
+    def set_epoch(self, number: int) -> None:
+        """Make items the views of epoch `number`, with soft labels."""
+        self._epoch = self.epoch(number)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if self._epoch is None:
+            return self._normalize(self.images[index]), int(self.labels[index])
+        # The image and the one pasted into it are all that an item needs, however large the set is.
+        views = self._epoch.views
+        pair = torch.stack([torch.tensor(index), views.partners[index]])
+        alone = EpochViews(views.view.select(pair), torch.tensor([1, 1]), views.boxes[pair])
+        at, image_size = torch.tensor([0]), self.images.shape[-1]
+        view = alone.apply(self._normalize(self.images[pair]), at)[0]
+        return (
+            view,
+            self._epoch.logits[index],
+            alone.truth(self.labels[pair], at, len(self.classes), image_size)[0],
+        )
+
+    def batches(
+        self, epoch: int, size: int, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield an epoch as (views [n, C, H, W], logits [n, K], truth [n, K]), shuffled by `generator`."""
+        labelled = self.epoch(epoch)
+        images = Normalized(self.images, self._normalize)
+        order = torch.randperm(len(self), generator=generator) if generator else torch.arange(len(self))
+        for index in order.split(size):
+            truth = labelled.views.truth(self.labels, index, len(self.classes), images.shape[-1])
+            yield labelled.views.apply(images, index), labelled.logits[index], truth
+
+
+class LabelBlocks:
+    """The label files of an image set, read (and verified) one at a time."""
+
+    def __init__(self, folder: Path, images_key: str) -> None:
+        self.folder = folder
+        self._files: list[tuple[int, int, Path]] = []
+        self._codec: Codec | None = None
+        for path in sorted(folder.glob(LABEL_FILES)):
+            meta = json.loads(peek(path)["meta"])
+            if meta["images"] != images_key:
+                raise GvbsmError(f"{path}: labels other images than those beside it; relabel them")
+            self._files.append((meta["first_epoch"], meta["epochs"], path))
+        self._open: tuple[Path, Artifact] | None = None
+
+    @property
+    def epochs(self) -> int:
+        return sum(count for _, count, _ in self._files)
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for _, _, path in self._files)
+
+    def epoch(self, number: int) -> LabelledViews:
+        if not self._files:
+            raise GvbsmError(f"{self.folder}: holds no soft labels; run the relabel stage")
+        self._check_complete()
+        number %= self.epochs
+        first, _, path = next(f for f in self._files if f[0] <= number < f[0] + f[1])
+        if self._open is None or self._open[0] != path:
+            self._open = path, read(path, "labels")
+        artifact = self._open[1]
+        if self._codec is None or self._codec.to_recipe() != artifact.meta.get("codec"):
+            self._codec = codec_of(artifact.meta, path)
+        logits = logits_of(artifact.tensors, number - first, self._codec, len(artifact.meta["classes"]))
+        return LabelledViews(views_of(artifact.tensors, number - first, len(logits)), logits)
+
+    def _check_complete(self) -> None:
+        expected = 0
+        for first, count, _ in self._files:
+            if first != expected:
+                raise GvbsmError(
+                    f"{self.folder}: lacks the labels of epoch {expected}; run the relabel stage"
+                )
+            expected += count

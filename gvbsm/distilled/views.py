@@ -1,0 +1,118 @@
+"""The views of one epoch: crop, flip, roll and CutMix of every image, drawn once and replayed exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import one_hot
+
+from gvbsm_registry import View
+
+if TYPE_CHECKING:
+    from gvbsm.distilled.normalized import Normalized
+    from gvbsm_registry import Augmentation
+
+
+@dataclass(frozen=True)
+class EpochViews:
+    """Views of N images.
+
+    view: the geometry of each image's own view.
+    partners: int64 [N], the image whose view is pasted into this one (CutMix).
+    boxes: int64 [N, 4], (top, left, bottom, right) of the pasted part; empty where nothing is.
+    """
+
+    view: View
+    partners: Tensor
+    boxes: Tensor
+
+    def apply(self, images: Tensor | Normalized, index: Tensor) -> Tensor:
+        """Return the views at `index`, int64 [n], of all N `images` [N, C, H, W]: float [n, C, H, W]."""
+        image_size = images.shape[-1]
+        own = self.view.select(index).apply(images[index])
+        inside = self._inside(index, image_size).to(own.device)
+        if not bool(inside.any()):
+            return own
+        partners = self.partners[index]
+        other = self.view.select(partners).apply(images[partners])
+        return torch.where(inside.unsqueeze(1), other, own)
+
+    def truth(self, labels: Tensor, index: Tensor, classes: int, image_size: int) -> Tensor:
+        """Return the class mixture of the views at `index`, float [n, classes]: CutMix mixes by area."""
+        share = self._inside(index, image_size).float().mean((1, 2)).unsqueeze(1)
+        own = one_hot(labels[index], classes).float()
+        other = one_hot(labels[self.partners[index]], classes).float()
+        return own * (1 - share) + other * share
+
+    def _inside(self, index: Tensor, image_size: int) -> Tensor:
+        top, left, bottom, right = self.boxes[index].unbind(1)
+        pixel = torch.arange(image_size, device=self.boxes.device)
+        rows = (pixel >= top[:, None]) & (pixel < bottom[:, None])
+        columns = (pixel >= left[:, None]) & (pixel < right[:, None])
+        return rows[:, :, None] & columns[:, None, :]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the views as small tensors by name, for storing."""
+        return {
+            "crop": self.view.boxes.float(),
+            "flip": self.view.flips,
+            "roll": self.view.rolls.to(torch.int16),
+            "partner": self.partners.to(torch.int32),
+            "cutmix": self.boxes.to(torch.int16),
+        }
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], epoch: int) -> EpochViews:
+        """Read back the views of one epoch from stored tensors with a leading epoch axis."""
+        view = View(tensors["crop"][epoch], tensors["flip"][epoch], tensors["roll"][epoch].long())
+        return EpochViews(view, tensors["partner"][epoch].long(), tensors["cutmix"][epoch].long())
+
+    def without_mixing(self) -> EpochViews:
+        """Return the same crops and flips with no CutMix."""
+        return EpochViews(self.view, self.partners, torch.zeros_like(self.boxes))
+
+
+def draw(
+    augmentation: Augmentation,
+    groups: tuple[Tensor, ...],
+    image_size: int,
+    cutmix: float,
+    alpha: float,
+    generator: Generator,
+) -> EpochViews:
+    """Draw an epoch's views of images that are mixed within `groups`, a partition of 0..N-1.
+
+    With chance `cutmix` a group is mixed: one box for the group, its area (1 - λ) with λ from Beta(α, α),
+    every image paired with another of its group by a random permutation.
+    """
+    count = sum(len(group) for group in groups)
+    view = augmentation.draw(count, image_size, generator)
+    partners = torch.arange(count)
+    boxes = torch.zeros(count, 4, dtype=torch.int64)
+    for group in groups:
+        shuffled = group[torch.randperm(len(group), generator=generator)]
+        box = _cutmix_box(image_size, alpha, generator)
+        if float(torch.rand((), generator=generator)) < cutmix:
+            partners[group] = shuffled
+            boxes[group] = box
+    return EpochViews(view, partners, boxes)
+
+
+def _cutmix_box(image_size: int, alpha: float, generator: Generator) -> Tensor:
+    share = 1 - _beta(alpha, generator)
+    extent = int(image_size * share**0.5)
+    centre = torch.randint(image_size, (2,), generator=generator)
+    low = (centre - extent // 2).clamp(0, image_size)
+    high = (centre - extent // 2 + extent).clamp(0, image_size)
+    return torch.cat([low, high])
+
+
+def _beta(alpha: float, generator: Generator) -> float:
+    """Draw from Beta(α, α) = X / (X + Y) with X, Y from Gamma(α), by a generator of its own."""
+    if alpha == 1:
+        return float(torch.rand((), generator=generator))
+    draws = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
+    return float(draws[0] / draws.sum())

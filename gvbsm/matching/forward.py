@@ -1,0 +1,116 @@
+"""A forward pass with matching: eagerly, or traced with its taps into one compiled graph."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gvbsm.matching.activations import ActivationRecorder
+from gvbsm.matching.terms import Matching
+
+Precision = Literal["fp32", "bf16"]
+Forward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
+
+
+class MatchedBackbone:
+    """A frozen backbone in evaluation mode, with the matching terms of what it sees.
+
+    compiled: trace model, taps and matchers into one graph and compile it, on the first pass; without a C++
+    compiler (on the CPU) the eager path is used, with a warning. precision "bf16": the model runs under
+    autocast; statistics are reduced in float32 all the same.
+    """
+
+    def __init__(
+        self, module: nn.Module, matching: Matching, compiled: bool = False, precision: Precision = "fp32"
+    ) -> None:
+        self.module, self.matching = module, matching
+        self.sites = matching.sites
+        self._taps = ActivationRecorder(module, matching.sites, matching.groups)
+        self._precision = precision
+        self._compile = compiled and can_compile(next(module.parameters()).device)
+        self._compiled: Forward | None = None
+
+    def observe(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits [G·B, K], float32 at least, and the matching terms (see `Matching.losses`)."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            if self._compile:
+                if self._compiled is None:
+                    self._compiled = self._trace(images)
+                logits, statistics = self._compiled(images)
+            else:
+                logits, statistics = self._eager(images, uniforms)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits, self.matching.losses(statistics, uniforms)
+
+    def _eager(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run as it is; what is dropped is not computed (but on a GPU, where asking would cost more)."""
+        skipped = self.matching.skipped(uniforms) if uniforms.device.type == "cpu" else None
+        self._taps.idle = self._skipped_by_all(skipped) if skipped else set()
+        return self._forward(images, self._taps, skipped)
+
+    def _skipped_by_all(self, skipped: list[set[str]]) -> set[str]:
+        wanted = {
+            site
+            for sites, leave in zip(self.matching.sites_by_matcher, skipped, strict=True)
+            for site in sites
+            if site not in leave
+        }
+        return set(self.sites) - wanted
+
+    def _forward(
+        self, images: Tensor, taps: ActivationRecorder, skipped: list[set[str]] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        with taps:
+            logits = self.module(images)
+        return logits, self.matching.statistics_of(taps.activations(), skipped)
+
+    def _trace(self, images: Tensor) -> Forward:
+        """Trace the forward pass into primitive operations, taps included, and compile them as a whole.
+
+        Tracing by execution, so that a matcher may be any Python code; compiling happens on the first call.
+        The statistics are taken about the channels' means of these first images.
+        """
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        images = images.detach()
+        if images.device.type == "cpu":  # of a CUDA that is not there, and not asked for
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        with torch.no_grad():
+            with ActivationRecorder(self.module, self.sites) as first:
+                self.module(images)
+            centres = {site: _centre(activation.tensor) for site, activation in first.activations().items()}
+            taps = ActivationRecorder(
+                self.module, self.sites, self.matching.groups, fused=False, centres=centres
+            )
+            self._forward(images, taps)  # so that the taps know what is asked for, and the constants exist
+            graph = make_fx(lambda x: self._forward(x, taps))(images)
+        return torch.compile(graph)
+
+
+def _centre(activation: Tensor) -> Tensor:
+    """Return the mean of each channel of [N, C, *space], at least float32: [C, 1, ...]."""
+    wide = activation.to(torch.promote_types(activation.dtype, torch.float32))
+    means = wide.transpose(0, 1).flatten(1).mean(1)
+    return means.reshape(means.shape + (1,) * (activation.ndim - 2))
+
+
+_told: set[str] = set()
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs; says once if not."""
+    if device.type != "cpu" or shutil.which("g++") or shutil.which("clang++"):
+        return True
+    if "g++" not in _told:
+        _told.add("g++")
+        warnings.warn(
+            "no C++ compiler (g++) was found, so synthesis runs eagerly; install one, or pass --no-compile",
+            stacklevel=2,
+        )
+    return False

@@ -1,0 +1,109 @@
+"""Finds, reads and changes recipes; makes them of plain tables."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gvbsm.recipe.schema import Recipe
+from gvbsm_registry import GvbsmError, Registry
+from gvbsm_registry.discovery import format_validation_error, unknown_name
+
+
+def load(source: str | Path, registry: Registry, overrides: Sequence[tuple[str, Any]] = ()) -> Recipe:
+    """Load a recipe by name or path and apply `overrides`, pairs of dotted key and value, in order.
+
+    Raises GvbsmError if there is no such recipe, it is not TOML, or anything in it is wrong.
+    """
+    path = find(source, registry)
+    tables = read_tables(path)
+    tables.setdefault("name", path.stem)
+    for key, value in overrides:
+        _write_out_list(tables, key)
+        override(tables, key, value)
+    return make(tables, registry, where=str(path))
+
+
+def find(source: str | Path, registry: Registry) -> Path:
+    """Return the path of a recipe given by name or path; raises GvbsmError if there is none."""
+    shipped = registry.recipes()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise GvbsmError(f"recipe {path}: no such file; 'gvbsm recipes' lists the shipped ones")
+    raise GvbsmError(unknown_name("recipe", str(source), shipped))
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """Parse a TOML file; raises GvbsmError naming the path if it can't be read or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise GvbsmError(f"recipe {path}: is not TOML ({error}); correct it there") from error
+    except OSError as error:
+        raise GvbsmError(f"recipe {path}: can't be read ({error.strerror}); give another path") from error
+
+
+def make(tables: Mapping[str, Any], registry: Registry, where: str) -> Recipe:
+    """Check plain tables and make them a recipe; raises GvbsmError naming `where` and every wrong key."""
+    sections = ("pretrain", "measure", "synthesis", "relabel", "evaluation")
+    try:
+        return Recipe.model_validate(
+            {**{name: {} for name in sections}, **tables}, context={"registry": registry}
+        )
+    except ValidationError as error:
+        raise GvbsmError(f"recipe {where}: {format_validation_error(error, Recipe)}") from error
+
+
+def _write_out_list(tables: dict[str, Any], key: str) -> None:
+    """Write out the list that `key` leads into (`synthesis.matchers.0`), where it was left to its default."""
+    fields, table = Recipe.model_fields, tables
+    for part, below in pairwise(key.split(".")):
+        field = fields.get(part)
+        if field is None or not isinstance(table, dict):
+            return
+        if below.isdecimal() and isinstance(field.default, tuple):
+            table.setdefault(part, list(field.default))
+            return
+        fields, table = getattr(field.annotation, "model_fields", {}), table.setdefault(part, {})
+
+
+def override(tables: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key such as `synthesis.matchers.0.momentum` in plain tables.
+
+    Raises GvbsmError if the key leads through something that is not a table or beyond the end of a list.
+    """
+    *parents, last = key.split(".")
+    place: Any = tables
+    for part in parents:
+        if isinstance(place, list):
+            place = place[_position(place, part, key)]
+        else:
+            if isinstance(place.get(part), str):  # a component given by name alone becomes a table
+                place[part] = {"use": place[part]}
+            place = place.setdefault(part, {})
+        if not isinstance(place, (dict, list)):
+            raise GvbsmError(f"--set {key}: {part!r} is not a table; give the key of a value")
+    if isinstance(place, list):
+        place[_position(place, last, key)] = value
+    else:
+        place[last] = value
+
+
+def _position(place: list[Any], part: str, key: str) -> int:
+    if not part.isdecimal() or int(part) >= len(place):
+        raise GvbsmError(
+            f"--set {key}: {part!r} is not a position in a list of {len(place)} (they start at 0)"
+        )
+    position = int(part)
+    if isinstance(place[position], str):
+        place[position] = {"use": place[position]}
+    return position

@@ -1,0 +1,165 @@
+"""The recipe: everything that determines a run, as TOML tables checked by pydantic."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from gvbsm.recipe.fields import (
+    UseAugmentation,
+    UseBackbone,
+    UseCodec,
+    UseDataset,
+    UseEnsembler,
+    UseInitializer,
+    UseMatcher,
+    UseObjective,
+    UseRegularizer,
+    UseSchedule,
+    named,
+)
+from gvbsm_registry import (
+    Backbone,
+)
+
+
+class Section(BaseModel):
+    """A table of the recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Pretrain(Section):
+    """[squeeze] Training the backbones on the real data. With 0 epochs their own weights are used."""
+
+    epochs: int = Field(5, ge=0, description="passes over the training split")
+    batch: int = Field(64, ge=2, description="images; two at least, for BatchNorm")
+    learning_rate: float = Field(0.05, gt=0, description="of SGD, at the start")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
+    augmentation: UseAugmentation = named("crop_flip_roll")
+    schedule: UseSchedule = named("cosine")
+    min_accuracy: float = Field(0.0, ge=0, le=1, description="lowest test accuracy that a backbone may have")
+
+
+class Measure(Section):
+    """One pass over the real data that records what the matchers ask for (Eq. 9)."""
+
+    batch: int = Field(64, ge=1, description="images whose statistics are taken together")
+    augmentation: UseAugmentation = named("crop_flip_roll")
+    shards: int = Field(1, ge=1, description="parts of the data that are measured by themselves, then merged")
+
+
+class Synthesis(Section):
+    """[recover] Optimising the images."""
+
+    ipc: int = Field(10, ge=1, description="images per class")
+    iterations: int = Field(1000, ge=0, description="steps; 0 keeps the initializer's images")
+    batch: int = Field(50, ge=1, description="images optimised together")
+    batching: Literal["by_class", "across_classes"] = Field(
+        "by_class",
+        description="by_class: all images of few classes; across_classes: one image of many classes",
+    )
+    backbone_order: Literal["cycle", "random"] = Field(
+        "cycle", description="cycle: the backbones in turn; random: drawn for each step (Eq. 7)"
+    )
+    learning_rate: float = Field(0.05, gt=0, description="of Adam, at the start")
+    betas: tuple[float, float] = Field((0.5, 0.9), description="of Adam")
+    schedule: UseSchedule = named("cosine")
+    cross_entropy: float = Field(1.0, ge=0, description="weight of the classification term")
+    ema_init: Literal["first", "zero"] = Field(
+        "zero", description="running averages start at 0 (authors' code) or at the first batch's values"
+    )
+    matchers: tuple[UseMatcher, ...] = named(("bn", "conv_channel", "conv_patch"))
+    regularizers: tuple[UseRegularizer, ...] = named(("dd",))
+    initializer: UseInitializer = named("noise")
+    augmentation: UseAugmentation = named("crop_flip_roll")
+    batches_per_step: int = Field(
+        0, ge=0, description="image batches optimised in one forward pass; 0: by the device's memory"
+    )
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="compile the step with its taps; auto: if there are steps enough to earn it back"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the backbones' forward pass")
+    log_every: int = Field(10, ge=1, description="steps, for each backbone, between two log lines")
+
+
+class Relabel(Section):
+    """Soft labels: the ensemble's logits on augmented views, stored by epoch (FKD)."""
+
+    epochs: int = Field(300, ge=1, description="epochs of views")
+    batch: int = Field(100, ge=1, description="views labelled, and mixed with each other, together")
+    augmentation: UseAugmentation = named("resized_crop")
+    cutmix: float = Field(1.0, ge=0, le=1, description="chance that a batch is CutMixed")
+    cutmix_alpha: float = Field(1.0, gt=0, description="CutMix's area is drawn from Beta(α, α)")
+    ensembler: UseEnsembler = named("mean")
+    codec: UseCodec = named("fp16")
+    keep_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the epochs that are labelled; students see these in turn",
+    )
+    epochs_per_file: int = Field(50, ge=1, description="epochs per file")
+
+
+class Evaluation(Section):
+    """Training students from scratch on the condensed set and on its baselines."""
+
+    students: tuple[UseBackbone, ...] = Field(cast(Any, ("convnet",)), min_length=1, validate_default=True)
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="one student is trained for each")
+    epochs: int = Field(300, ge=1, description="passes over the condensed set")
+    batch: int = Field(50, ge=1, description="views a step")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd")
+    learning_rate: float = Field(1e-3, gt=0, description="at the start")
+    momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
+    weight_decay: float = Field(0.01, ge=0, description="of the optimizer")
+    schedule: UseSchedule = named("cosine")
+    objective: UseObjective = named("mse_gt")
+    test_every: int = Field(10, ge=1, description="epochs between two tests (the last is always tested)")
+    distilled_hard: bool = Field(False, description="also train on the distilled images with hard labels")
+    random_baseline: bool = Field(True, description="also train on as many random real images, the baseline")
+    without_augmentation: bool = Field(
+        False,
+        description="also train on distilled and random images, hard labels, without augmentation (ARS)",
+    )
+    full_baseline: bool = Field(False, description="also train on the whole data set, as in [pretrain]")
+
+    @field_validator("students")
+    @classmethod
+    def _from_scratch(cls, students: tuple[Backbone, ...]) -> tuple[Backbone, ...]:
+        for student in students:
+            if student.weights is not None:
+                raise PydanticCustomError(
+                    "gvbsm",
+                    "student {title} has weights, but students are trained from scratch; leave weights out",
+                    {"title": repr(student.full_name)},
+                )
+        return students
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    name: str = Field("unnamed", description="the file's name, if not given")
+    description: str = Field("", description="what this recipe is, in one sentence")
+    reproduces: str = Field("", description="the published table and row that this recipe reproduces, if any")
+    seed: int = Field(0, ge=0, description="all randomness derives from it")
+    data: UseDataset = named("digits")
+    backbones: tuple[UseBackbone, ...] = Field(cast(Any, ("convnet",)), min_length=1, validate_default=True)
+    pretrain: Pretrain
+    measure: Measure
+    synthesis: Synthesis
+    relabel: Relabel
+    evaluation: Evaluation
+
+    def toml(self) -> str:
+        """Return the recipe with every default written out, as TOML that makes an equal recipe."""
+        return tomli_w.dumps(self.tables(), multiline_strings=False)
+
+    def tables(self) -> dict[str, Any]:
+        """Return the recipe as plain tables."""
+        return self.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,134 @@
+"""The synthesis loop: optimises the images of one or more image batches in one forward pass a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import cross_entropy
+
+from gvbsm.matching.forward import MatchedBackbone
+from gvbsm.recipe.schema import Synthesis
+from gvbsm_registry import View
+
+Told = Callable[[int, str, dict[str, float]], None]
+
+
+class NotFinite(ArithmeticError):
+    """A loss or its gradient became infinite or not a number."""
+
+
+@dataclass
+class Rival:
+    """One candidate backbone of Eq. 7, ready to match against; `weight` is on its matching terms."""
+
+    name: str
+    observer: MatchedBackbone
+    weight: float
+
+
+class Optimisation:
+    """Optimises `images`, normalised float [G·B, C, H, W]: G image batches of B, one after another.
+
+    Each batch has its own statistics, running averages and random stream (`generators`), so that it comes
+    out as if it were optimised alone. `order` draws the backbones if they are not taken in turn.
+    """
+
+    def __init__(
+        self,
+        section: Synthesis,
+        images: Tensor,
+        labels: Tensor,
+        pixel_range: tuple[Tensor, Tensor],
+        rivals: Sequence[Rival],
+        generators: Sequence[Generator],
+        order: Generator,
+    ) -> None:
+        self.section, self.rivals = section, rivals
+        self.images, self.labels = images.requires_grad_(True), labels
+        self.low, self.high = pixel_range
+        self.generators, self.order = generators, order
+        self.optimizer = torch.optim.Adam([self.images], section.learning_rate, betas=section.betas)
+
+    def run(self, tell: Told, progress: Callable[[int, int], None]) -> None:
+        """Take all steps; tell(step, backbone, values) gets the loss terms of every `log_every`-th step.
+
+        Raises NotFinite if a loss or its gradient is not finite; the images are then as they were before.
+        """
+        count = self.section.iterations
+        for step in range(count):
+            rival = self.rivals[self._turn(step)]
+            values = self._step(rival, step, count)
+            if step // len(self.rivals) % self.section.log_every == 0 or step == count - 1:
+                tell(step, rival.name, values())
+            progress(step + 1, count)
+
+    def _turn(self, step: int) -> int:
+        if self.section.backbone_order == "cycle":
+            return step % len(self.rivals)
+        return int(torch.randint(len(self.rivals), (), generator=self.order))
+
+    def _step(self, rival: Rival, step: int, count: int) -> Callable[[], dict[str, float]]:
+        rate = self.section.learning_rate * self.section.schedule.factor(step, count)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        terms = self._terms(rival)
+        total = torch.stack(list(terms.values())).sum()
+        (gradient,) = torch.autograd.grad(total, [self.images])
+        # One transfer for both: a finite loss can have a gradient that is not, which would spoil the images.
+        value, steepest = torch.stack([total.detach(), gradient.abs().amax()]).tolist()
+        if not (math.isfinite(value) and math.isfinite(steepest)):
+            raise NotFinite(_diagnosis(step, count, rival.name, value, terms))
+        self.images.grad = gradient
+        self.optimizer.step()
+        with torch.no_grad():
+            self.images.clamp_(self.low, self.high)
+        batches = len(self.generators)
+
+        def values() -> dict[str, float]:
+            named = {name: float(term.detach()) / batches for name, term in terms.items()}
+            return {**named, "total": value / batches, "learning_rate": rate}
+
+        return values
+
+    def _terms(self, rival: Rival) -> dict[str, Tensor]:
+        """Return the weighted terms of the total loss of one step, each summed over the image batches."""
+        section, groups = self.section, len(self.generators)
+        size, image_size = len(self.images) // groups, self.images.shape[-1]
+        views = [section.augmentation.draw(size, image_size, generator) for generator in self.generators]
+        sites = len(rival.observer.sites)
+        uniforms = torch.stack([torch.rand(sites, generator=generator) for generator in self.generators])
+        seen = _joined(views).apply(self.images)
+        logits, matched = rival.observer.observe(seen, uniforms.to(seen.device))
+        pairs = zip(logits.split(size), self.labels.split(size), strict=True)
+        classified = torch.stack([cross_entropy(output, labels) for output, labels in pairs]).sum()
+        terms: dict[str, Any] = {"cross_entropy": section.cross_entropy * classified}
+        terms |= {name: rival.weight * term for name, term in matched.items()}
+        for regularizer in section.regularizers:
+            for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+                loss = regularizer.weight * regularizer.loss(images, labels)
+                terms[regularizer.full_name] = terms.get(regularizer.full_name, 0) + loss
+        return terms
+
+
+def _joined(views: Sequence[View]) -> View:
+    if len(views) == 1:
+        return views[0]
+    parts = [(view.boxes, view.flips, view.rolls) for view in views]
+    boxes, flips, rolls = (torch.cat(part) for part in zip(*parts, strict=True))
+    return View(boxes, flips, rolls)
+
+
+def _diagnosis(step: int, count: int, backbone: str, value: float, terms: dict[str, Tensor]) -> str:
+    bad = [name for name, term in terms.items() if not math.isfinite(float(term.detach()))]
+    what = f"loss is {value} (from {', '.join(bad) or 'the sum of its terms'})"
+    if math.isfinite(value):
+        what = f"gradient is not finite (of the sum of {', '.join(terms)})"
+    return (
+        f"step {step} of {count} with backbone {backbone!r}: the {what}; "
+        "lower a term's weight or synthesis.learning_rate"
+    )
