@@ -1,10 +1,9 @@
-"""Which stage needs what, in what order; what a run folder holds."""
+"""Runs the stages of a recipe in a run folder; opens run folders again."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,36 @@ import torch
 from gvbsm.recipe import loading
 from gvbsm.recipe.schema import Recipe
 from gvbsm.report import after_run
-from gvbsm.results.scores import csv_text
-from gvbsm.runtime import distributed as parallel
+from gvbsm.results.records import write_records
+from gvbsm.runtime import distributed
+from gvbsm.runtime.context import Context
+from gvbsm.runtime.data import open_data
+from gvbsm.runtime.environment import check_folder, choose_device, open_store
+from gvbsm.runtime.execution import Storing, execute
 from gvbsm.runtime.reporting import Reporter
-from gvbsm.runtime.units import Unit, execute
-from gvbsm.runtime.workspace import Workspace, open_store
-from gvbsm.stages import evaluate, measure, pretrain, relabel, synthesize
-from gvbsm_registry import Executor, GvbsmError, Registry, discover
+from gvbsm.stages import STAGES
+from gvbsm.stages.image_sets import too_few_images
+from gvbsm.stages.plan import LABELS, Plan
+from gvbsm.stages.pretrain import check_accuracies
+from gvbsm.stages.synthesize import batches_per_step
+from gvbsm.version import __version__
+from gvbsm_registry import Executor, GvbsmError, Initializer, Registry, discover
 from gvbsm_registry.artifacts import digest, remove_leftovers, write_text
 
-STAGES = ("pretrain", "measure", "synthesize", "relabel", "evaluate")
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, opened: what is to be done there, and with what."""
+
+    plan: Plan
+    context: Context
+    storing: Storing
+    executor: Executor
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.plan.out
 
 
 def run(
@@ -33,156 +52,142 @@ def run(
     device: str = "auto",
     overrides: Sequence[tuple[str, Any]] = (),
     executor: str | dict[str, Any] = "local",
-    until: str = "evaluate",
+    until: str = "evaluation",
     quiet: bool = True,
     report: bool = True,
     registry: Registry | None = None,
 ) -> Path:
     """Do what `gvbsm run` does and return the run folder.
 
-    recipe: a name, a path or a Recipe. overrides: pairs of dotted key and value, for a name or path.
-    store: a folder, or a URL that fsspec opens. until: the last stage to run. Finished work in `out` and
-    `store` is reused. report: whether to end with report.html and README.md.
+    recipe: a name, a path or a Recipe. overrides: pairs of dotted key and value. store: a folder, or a URL
+    that fsspec opens. until: the last stage to run. Finished work in `out` and `store` is reused. report:
+    whether to end with report.html and README.md. registry: the components; by default the installed ones.
     Raises GvbsmError for whatever the user can put right.
     """
-    parallel.start()
+    distributed.start()
     if until not in STAGES:
         raise GvbsmError(f"unknown stage {until!r}; there are: {', '.join(STAGES)}")
     registry = discover() if registry is None else registry
-    loaded = recipe if isinstance(recipe, Recipe) else loading.load(recipe, registry, overrides)
-    folder = Path(out).expanduser() if out else Path("runs") / f"{loaded.name}-{_short(loaded)}"
-    store_folder, remote = open_store(store)
-    where = choose_device(device)
-    runner = registry.create(Executor, executor)
-    _check_folder(folder, "--out")
-    _check_folder(store_folder, "--store")
+    loaded = (
+        loading.change(recipe, registry, overrides)
+        if isinstance(recipe, Recipe)
+        else loading.load(recipe, registry, overrides)
+    )
+    folder = Path(out).expanduser() if out else Path("runs") / f"{loaded.name}-{digest(loaded.tables())[:8]}"
+    check_folder(folder, "--out")
     claimed = is_claimed(folder, loaded, registry)
     with Reporter(folder / "log.jsonl", registry, quiet) as reporter:
-        workspace = Workspace(loaded, registry, folder, store_folder, where, reporter, runner, remote)
+        opened = open_recipe(loaded, registry, folder, store, device, reporter, executor)
         # before anything is written, so that a wrong path leaves no folder claimed by a wrong recipe
-        check_data(workspace)
-        check_backbones(workspace)
+        check(loaded, opened.context)
         if not claimed:
             write_text(folder / "recipe.toml", loaded.toml())
-        run_stages(workspace, until)
-        if report and until == "evaluate":
-            after_run(workspace)
+        run_stages(opened, until)
+        if report:
+            after_run(opened.plan, opened.context)
     return folder
 
 
-def _short(recipe: Recipe) -> str:
-    return digest(recipe.tables())[:8]
+def open_recipe(
+    recipe: Recipe,
+    registry: Registry,
+    folder: Path,
+    store: str | Path | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+    executor: str | Mapping[str, Any] = "local",
+) -> Run:
+    """Open the data of a recipe and plan its run into `folder`; nothing is written but decoded pixels.
 
-
-def choose_device(name: str) -> torch.device:
-    """Return the device called "auto", "cpu" or "cuda"; raises GvbsmError if there is no such device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
-        raise GvbsmError(f"--device {name}: unknown device; use auto, cpu or cuda")
-    found = torch.device(name)
-    if found.type == "cuda" and not (found.index or 0) < torch.cuda.device_count():
-        raise GvbsmError(f"--device {name}: this machine has no such CUDA device; use --device cpu")
-    return found
-
-
-def _check_folder(folder: Path, flag: str) -> None:
-    """Raise GvbsmError if `folder`, or what is to hold it, is not a folder: hours before it is written to."""
-    for place in (folder, *folder.parents):
-        if place.exists():
-            if not place.is_dir():
-                raise GvbsmError(f"{flag} {folder}: {place} is not a folder; give another {flag}")
-            return
-
-
-def is_claimed(folder: Path, recipe: Recipe, registry: Registry) -> bool:
-    """Tell whether `folder` is the run folder of `recipe` already.
-
-    Raises GvbsmError, naming the keys that differ, if it is the folder of another recipe.
+    Raises GvbsmError if store, device, executor or data can't be opened.
     """
-    path = folder / "recipe.toml"
-    if not path.exists():
-        return False
-    found = loading.load(path, registry)
-    if found != recipe:
-        differ = ", ".join(_differences(found.tables(), recipe.tables()))
-        raise GvbsmError(
-            f"{folder}: holds a run of another recipe (its recipe.toml differs in {differ}); give another "
-            "--out, or change its recipe.toml and run single stages on it"
-        )
-    return True
+    local, remote = open_store(store)
+    check_folder(local, "--store")
+    where = choose_device(device)
+    runner = registry.create(Executor, executor)
+    provenance = {
+        "gvbsm": __version__,
+        "torch": torch.__version__,
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+    }
+    data = open_data(recipe.data, local / "data")
+    reporter = reporter or Reporter(None, registry, quiet=True)
+    context = Context(data, registry, where, reporter)
+    plan = Plan(recipe, data, registry, folder, local)
+    return Run(plan, context, Storing(provenance, remote), runner)
 
 
-def _differences(ours: dict[str, Any], theirs: dict[str, Any], above: str = "") -> list[str]:
-    """Return the dotted keys in which two recipes' tables differ."""
-    found = []
-    for key in sorted(ours.keys() | theirs.keys()):
-        one, other = ours.get(key), theirs.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += _differences(one, other, f"{above}{key}.")
-        elif one != other:
-            found.append(above + key)
-    return found
+def open_run(folder: Path, registry: Registry, store: str | Path | None = None, device: str = "auto") -> Run:
+    """Open a run folder that exists, to look at; raises GvbsmError if it is none, or can't be opened."""
+    return open_recipe(loading.load(recipe_of(folder), registry), registry, folder, store, device)
 
 
-def check_data(workspace: Workspace) -> None:
-    """Open both splits; raises GvbsmError, before hours are spent, if they can't serve this recipe."""
-    classes = workspace.test.classes  # opening the test split compares them with the training split's
-    counts = torch.bincount(workspace.train.labels, minlength=len(classes))
-    smallest = int(counts.argmin())
-    if int(counts[smallest]) < workspace.recipe.synthesis.ipc:
-        raise GvbsmError(
-            f"class {classes[smallest]!r} has {int(counts[smallest])} training images, too few for "
-            f"{workspace.recipe.synthesis.ipc} per class; lower synthesis.ipc (--ipc)"
-        )
-
-
-def check_backbones(workspace: Workspace) -> None:
-    """Build every backbone and student once; raises GvbsmError, before hours are spent, if one can't be."""
-    recipe = workspace.recipe
-    with torch.random.fork_rng(devices=[]):
-        for backbone in (*recipe.backbones, *recipe.evaluation.students):
-            backbone.build(len(workspace.classes), workspace.train.image_size, workspace.train.channels)
-
-
-def reopen(folder: Path) -> Path:
-    """Return the recipe of an existing run folder; raises GvbsmError if it is none."""
+def recipe_of(folder: Path) -> Path:
+    """Return the path of a run folder's recipe; raises GvbsmError if it has none."""
     path = folder / "recipe.toml"
     if not path.is_file():
         raise GvbsmError(f"{folder}: is not a run folder (it has no recipe.toml); make one with 'gvbsm run'")
     return path
 
 
-def run_stages(workspace: Workspace, until: str = "evaluate") -> None:
+def is_claimed(folder: Path, recipe: Recipe, registry: Registry) -> bool:
+    """Tell whether `folder` is the run folder of `recipe` already.
+
+    Raises GvbsmError, naming the keys that differ, if it is the folder of another recipe; keys that no result
+    depends on may differ.
+    """
+    path = folder / "recipe.toml"
+    if not path.exists():
+        return False
+    theirs = loading.load(path, registry)
+    differ = _differences(theirs.result_tables(), recipe.result_tables())
+    if differ:
+        raise GvbsmError(
+            f"{folder}: holds a run of another recipe (its recipe.toml differs in {', '.join(differ)}); give "
+            "another --out, or change its recipe.toml and run single stages on it"
+        )
+    return True
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], above: str = "") -> list[str]:
+    """Return the dotted keys in which two recipes' tables differ."""
+    differ = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(key), theirs.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            differ += _differences(one, other, f"{above}{key}.")
+        elif one != other:
+            differ.append(above + key)
+    return differ
+
+
+def check(recipe: Recipe, context: Context) -> None:
+    """Raise GvbsmError, before hours are spent, if the data can't serve the recipe, or a network can't be built."""
+    data = context.data
+    counts = torch.bincount(data.train.labels, minlength=len(data.classes))
+    smallest = int(counts.argmin())
+    if int(counts[smallest]) < recipe.synthesis.ipc:
+        raise too_few_images(data.classes[smallest], int(counts[smallest]), recipe.synthesis.ipc)
+    with torch.random.fork_rng(devices=[]):
+        for backbone in (*recipe.backbones, *recipe.evaluation.students):
+            context.build(backbone)
+
+
+def run_stages(opened: Run, until: str = "evaluation") -> None:
     """Run all stages up to `until`; finished units are reused."""
-    wanted = STAGES[: STAGES.index(until) + 1]
-    tidy(workspace.out, workspace.store)
-    backbones = pretrain.units(workspace)
-    execute(workspace, "pretrain", backbones)
-    pretrain.check(workspace, backbones)
-    statistics = measure.units(workspace, backbones)
-    if "measure" in wanted:
-        if shards := measure.shards(statistics):
-            execute(workspace, "measure shards", shards)
-        execute(workspace, "measure", statistics)
-    images: dict[str, Unit] = {}
-    labels: dict[str, list[Unit]] = {}
-    if "synthesize" in wanted:
-        parts = synthesize.units(workspace, backbones, statistics)
-        execute(workspace, "synthesize", parts)
-        images = {"distilled": synthesize.assembly(workspace, parts)}
-        if workspace.recipe.evaluation.random_baseline:
-            images["random"] = synthesize.random_set(workspace)
-        execute(workspace, "assemble", list(images.values()))
-    if "relabel" in wanted:
-        labels = {name: relabel.units(workspace, unit, backbones) for name, unit in images.items()}
-        for name, unit in images.items():
-            _drop_stale_labels(unit.path.parent, labels[name])
-        execute(workspace, "relabel", [unit for planned in labels.values() for unit in planned])
-    if "evaluate" in wanted:
-        planned = evaluate.units(workspace, images, labels)
-        execute(workspace, "evaluate", planned)
-        write_results(workspace.out / "results.json", planned)
+    plan, data = opened.plan, opened.context.data
+    tidy(plan.out, plan.store)
+    at_once = batches_per_step(plan.recipe.synthesis, data, opened.context.device)
+    for stage in list(STAGES)[: list(STAGES).index(until) + 1]:
+        for wave in plan.waves(stage):
+            if stage == "relabel":
+                _drop_stale_labels(plan)
+            execute(opened.context, stage, wave, opened.executor, opened.storing, at_once)
+        if stage == "pretrain":
+            check_accuracies(plan.backbones, data, plan.recipe.pretrain.min_accuracy)
+    if until == "evaluation":
+        write_records(plan.out, [unit.read().meta["record"] for unit in plan.students])
 
 
 def tidy(out: Path, store: Path) -> None:
@@ -193,28 +198,28 @@ def tidy(out: Path, store: Path) -> None:
         remove_leftovers(folder)
 
 
-def _drop_stale_labels(folder: Path, planned: list[Unit]) -> None:
+def _drop_stale_labels(plan: Plan) -> None:
     """Remove label blocks of earlier options: together with the planned ones they would make no set."""
-    keep = {unit.path for unit in planned if unit.done()}
-    for path in folder.glob("labels-*.safetensors"):
-        if path not in keep:
-            path.unlink()
+    for name, blocks in plan.labels.items():
+        keep = {block.path for block in blocks if block.done()}
+        for path in plan.sets[name].path.parent.glob(LABELS.replace("{:05d}", "*")):
+            if path not in keep:
+                path.unlink()
 
 
-def write_results(path: Path, planned: list[Unit]) -> None:
-    """Write results.json from the finished evaluation units."""
-    records = [unit.read().meta["record"] for unit in planned]
-    write_text(path, json.dumps({"schema": 1, "records": records}, indent=1) + "\n")
-    write_text(path.with_suffix(".csv"), csv_text(records))
+def import_settings(folder: Path, registry: Registry) -> list[tuple[str, object]]:
+    """Return the settings by which a run takes the images of `folder` as its distilled set.
 
-
-def results(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a run folder; raises GvbsmError if it has none or they can't be read."""
-    path = folder / "results.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return list(found["records"])
-    except FileNotFoundError as error:
-        raise GvbsmError(f"{path}: no results yet; run 'gvbsm evaluate {folder}'") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise GvbsmError(f"{path}: is not a results file ({error}); run 'gvbsm evaluate {folder}'") from error
+    Raises GvbsmError if there are no images of equal number for each class.
+    """
+    if not folder.is_dir():
+        raise GvbsmError(f"{folder}: no such folder; give the folder that holds the class folders")
+    initializer = registry.create(Initializer, {"use": "folder", "root": str(folder.expanduser().absolute())})
+    ipc = initializer.per_class()
+    if ipc is None:
+        raise GvbsmError("the initializer 'folder' does not say how many images a class has; use another")
+    return [
+        ("synthesis.initializer", initializer.to_recipe()),
+        ("synthesis.iterations", 0),
+        ("synthesis.ipc", ipc),
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from gvbsm.distilled.labels import codec_of, logits_of, views_of
-from gvbsm.distilled.normalized import Normalized
+from gvbsm.distilled.normalized import LazyNormalizedImages, Normalization
 from gvbsm.distilled.views import EpochViews
-from gvbsm_registry import Artifact, Codec, GvbsmError
+from gvbsm_registry import Artifact, Codec, GvbsmError, Registry
 from gvbsm_registry.artifacts import peek, read
 
 LABEL_FILES = "labels-*.safetensors"
@@ -33,13 +33,14 @@ class DistilledDataset(torch.utils.data.Dataset):
 
     Without soft labels, item i is (image, label): float32 [C, H, W] normalised, int. After `set_epoch(e)`
     it is (view, logits, truth): the view of image i in epoch e, the ensemble's logits on it, float32 [K],
-    and the class mixture, float32 [K]. Works with any loader and batch size; epochs repeat from the start
-    when they run out.
+    and the class mixture, float32 [K]. Works with any loader, persistent workers too, and any batch size;
+    epochs repeat from the start when they run out.
 
     images: uint8 [N, C, H, W]; labels: int64 [N]; classes, mean, std, provenance: as stored.
+    registry: where the labels' codec comes from; by default the installed plugins.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, registry: Registry | None = None) -> None:
         self.folder = Path(folder)
         path = self.folder / "images.safetensors"
         artifact = read(path, "distilled")
@@ -48,9 +49,13 @@ class DistilledDataset(torch.utils.data.Dataset):
         self.meta: dict[str, Any] = artifact.meta
         self.classes: tuple[str, ...] = tuple(artifact.meta["classes"])
         self.mean, self.std = tuple(artifact.meta["mean"]), tuple(artifact.meta["std"])
+        self.normalization = Normalization(self.mean, self.std)
         self.provenance: dict[str, Any] = artifact.meta["provenance"]
-        self._blocks = LabelBlocks(self.folder, artifact.key)
-        self._epoch: LabelledViews | None = None
+        self._blocks = LabelBlocks(self.folder, artifact.key, registry)
+        # in shared memory, so that a loader's workers, which live on, are told of a new epoch
+        self._number = torch.tensor(-1).share_memory_()
+        self._loaded: tuple[int, LabelledViews] | None = None
+        self._lazy: tuple[torch.device, LazyNormalizedImages] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,13 +65,14 @@ class DistilledDataset(torch.utils.data.Dataset):
         """How many epochs of soft labels there are; 0 if none."""
         return self._blocks.epochs
 
+    @property
+    def label_bytes(self) -> int:
+        """The size of the soft labels' files; 0 if there are none."""
+        return self._blocks.bytes
+
     def normalized(self) -> Tensor:
         """All images, float32 [N, C, H, W]: (pixel / 255 - mean) / std."""
-        return self._normalize(self.images)
-
-    def _normalize(self, images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(part)[:, None, None] for part in (self.mean, self.std))
-        return (images.float() / 255 - mean) / std
+        return self.normalization.normalize(self.images)
 
     def epoch(self, number: int) -> LabelledViews:
         """Return the views and logits of one epoch; raises GvbsmError if there are no soft labels."""
@@ -74,42 +80,55 @@ class DistilledDataset(torch.utils.data.Dataset):
 
     def set_epoch(self, number: int) -> None:
         """Make items the views of epoch `number`, with soft labels."""
-        self._epoch = self.epoch(number)
+        self._loaded = number, self.epoch(number)
+        self._number.fill_(number)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        if self._epoch is None:
-            return self._normalize(self.images[index]), int(self.labels[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of a set of {len(self)}")
+        index %= len(self)
+        number = int(self._number)
+        if number < 0:
+            return self.normalization.normalize(self.images[index]), int(self.labels[index])
+        if self._loaded is None or self._loaded[0] != number:
+            self._loaded = number, self.epoch(number)
+        labelled = self._loaded[1]
         # The image and the one pasted into it are all that an item needs, however large the set is.
-        views = self._epoch.views
-        pair = torch.stack([torch.tensor(index), views.partners[index]])
-        alone = EpochViews(views.view.select(pair), torch.tensor([1, 1]), views.boxes[pair])
-        at, image_size = torch.tensor([0]), self.images.shape[-1]
-        view = alone.apply(self._normalize(self.images[pair]), at)[0]
-        return (
-            view,
-            self._epoch.logits[index],
-            alone.truth(self.labels[pair], at, len(self.classes), image_size)[0],
-        )
+        pair = torch.stack([torch.tensor(index), labelled.views.partners[index]])
+        alone = EpochViews(labelled.views.view.select(pair), torch.tensor([1, 1]), labelled.views.boxes[pair])
+        first, size = torch.tensor([0]), self.images.shape[-1]
+        view = alone.apply(self.normalization.normalize(self.images[pair]), first)[0]
+        truth = alone.truth(self.labels[pair], first, len(self.classes), size)[0]
+        return view, labelled.logits[index], truth
 
     def batches(
         self, epoch: int, size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield an epoch as (views [n, C, H, W], logits [n, K], truth [n, K]), shuffled by `generator`."""
-        labelled = self.epoch(epoch)
-        images = Normalized(self.images, self._normalize)
         order = torch.randperm(len(self), generator=generator) if generator else torch.arange(len(self))
-        for index in order.split(size):
+        yield from self.labelled(epoch, order.split(size))
+
+    def labelled(
+        self, epoch: int, parts: Sequence[Tensor], device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (views, logits, truth) of the images at each of `parts`, int64 [n], on the device."""
+        labelled, images = self.epoch(epoch), self.lazily_normalized(device)
+        for index in parts:
             truth = labelled.views.truth(self.labels, index, len(self.classes), images.shape[-1])
-            yield labelled.views.apply(images, index), labelled.logits[index], truth
+            yield labelled.views.apply(images, index), labelled.logits[index].to(device), truth.to(device)
+
+    def lazily_normalized(self, device: torch.device | str = "cpu") -> LazyNormalizedImages:
+        """Return the images, normalised on the device when they are indexed; the latest one is kept."""
+        if self._lazy is None or self._lazy[0] != torch.device(device):
+            self._lazy = torch.device(device), LazyNormalizedImages(self.images, self.normalization, device)
+        return self._lazy[1]
 
 
 class LabelBlocks:
     """The label files of an image set, read (and verified) one at a time."""
 
-    def __init__(self, folder: Path, images_key: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, images_key: str, registry: Registry | None = None) -> None:
+        self.folder, self._registry = folder, registry
         self._files: list[tuple[int, int, Path]] = []
         self._codec: Codec | None = None
         for path in sorted(folder.glob(LABEL_FILES)):
@@ -137,7 +156,7 @@ class LabelBlocks:
             self._open = path, read(path, "labels")
         artifact = self._open[1]
         if self._codec is None or self._codec.to_recipe() != artifact.meta.get("codec"):
-            self._codec = codec_of(artifact.meta, path)
+            self._codec = codec_of(artifact.meta, path, self._registry)
         logits = logits_of(artifact.tensors, number - first, self._codec, len(artifact.meta["classes"]))
         return LabelledViews(views_of(artifact.tensors, number - first, len(logits)), logits)
 

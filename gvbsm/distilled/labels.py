@@ -7,9 +7,9 @@ bits. So a view of a resized crop with CutMix takes about 10 bytes instead of 33
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +31,7 @@ def pack(epochs: list[EpochViews], coded: list[dict[str, Tensor]]) -> dict[str, 
     stored = [views.tensors() for views in epochs]
     tensors = {name: torch.stack([each[name] for each in stored]) for name in stored[0]}
     flips = tensors.pop("flip")
-    packed = {name: _shared(least(tensor)) for name, tensor in tensors.items()}
+    packed = {name: _shared(smallest_exact_dtype(tensor)) for name, tensor in tensors.items()}
     packed["flip"] = to_bits(flips)
     for name in coded[0]:
         packed[CODED + name] = torch.stack([parts[name] for parts in coded])
@@ -58,22 +58,20 @@ def logits_of(tensors: dict[str, Tensor], epoch: int, codec: Codec, classes: int
     return codec.decode(parts, classes)
 
 
-@cache
-def _installed() -> Registry:
-    return discover()
+def codec_of(meta: dict[str, Any], where: object, registry: Registry | None = None) -> Codec:
+    """Return the codec that a label file names; raises GvbsmError if it can't be made, naming the file.
 
-
-def codec_of(meta: dict[str, Any], where: object) -> Codec:
-    """Return the codec that a label file names; raises GvbsmError if it can't be made, naming the file."""
+    registry: what it is looked for in; by default the installed plugins.
+    """
     if meta.get("layout") != LAYOUT:
         raise GvbsmError(f"{where}: has another layout of labels than this gvbsm reads; run relabel again")
     try:
-        return _installed().create(Codec, meta["codec"])
+        return (registry or discover()).create(Codec, meta["codec"])
     except GvbsmError as error:
         raise GvbsmError(f"{where}: its labels can't be decoded: {error}") from error
 
 
-def least(values: Tensor) -> Tensor:
+def smallest_exact_dtype(values: Tensor) -> Tensor:
     """Return `values` in the least integer type that holds them exactly, or as they are if none does."""
     low, high = values.amin(), values.amax()
     for kind in TYPES:
@@ -93,12 +91,9 @@ def _shared(values: Tensor) -> Tensor:
 
 def to_bits(flags: Tensor) -> Tensor:
     """Pack bool [E, N] as uint8 [E, ⌈N/8⌉], the first flag in the lowest bit."""
-    padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -flags.shape[1] % 8))
-    powers = 2 ** torch.arange(8, dtype=torch.int64)
-    return (padded.unflatten(1, (-1, 8)).long() * powers).sum(-1).to(torch.uint8)
+    return torch.from_numpy(np.packbits(flags.numpy(), axis=1, bitorder="little"))
 
 
 def from_bits(packed: Tensor, count: int) -> Tensor:
     """Unpack uint8 [⌈count/8⌉] to bool [count]."""
-    shifts = torch.arange(8)
-    return ((packed.long()[:, None] >> shifts) & 1).bool().flatten()[:count]
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=count, bitorder="little")).bool()

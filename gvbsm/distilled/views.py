@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 from gvbsm_registry import View
 
 if TYPE_CHECKING:
-    from gvbsm.distilled.normalized import Normalized
+    from gvbsm.distilled.normalized import LazyNormalizedImages
     from gvbsm_registry import Augmentation
 
 
@@ -29,7 +29,7 @@ class EpochViews:
     partners: Tensor
     boxes: Tensor
 
-    def apply(self, images: Tensor | Normalized, index: Tensor) -> Tensor:
+    def apply(self, images: Tensor | LazyNormalizedImages, index: Tensor) -> Tensor:
         """Return the views at `index`, int64 [n], of all N `images` [N, C, H, W]: float [n, C, H, W]."""
         image_size = images.shape[-1]
         own = self.view.select(index).apply(images[index])

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gvbsm.distilled.labels import least
+from gvbsm.distilled.labels import smallest_exact_dtype
 from gvbsm.estimate.memory import Peak
 from gvbsm.estimate.trial import Trial
 from gvbsm.recipe.schema import Recipe
+from gvbsm.runtime.data import Data, open_data
 from gvbsm.runtime.units import Unit
-from gvbsm.runtime.workspace import Workspace
-from gvbsm.stages import evaluate, measure, pretrain, relabel, synthesize
+from gvbsm.stages import relabel, synthesize
 from gvbsm.stages.training import TEST_BATCH, top1
-from gvbsm_registry import Initializer, Registry
+from gvbsm_registry import Backbone, Initializer, Registry
 from gvbsm_registry.artifacts import canonical
 
 EPOCHS = 3
@@ -69,14 +69,15 @@ def estimate(
     Raises GvbsmError if the recipe or its data are wrong.
     """
     with tempfile.TemporaryDirectory(prefix="gvbsm-estimate-") as folder:
-        stages = _Estimate(Trial(recipe, registry, device, Path(folder), cache), steps).stages()
+        data = open_data(recipe.data, (cache or Path(folder)) / "data")
+        stages = _Estimate(recipe, data, registry, device, Path(folder), steps).stages()
     peaks = [cost.peak_bytes for cost in stages.values() if cost.peak_bytes is not None]
     return {
         "stages": [cost.table() for cost in stages.values()],
         "seconds": sum(cost.seconds for cost in stages.values()),
         "peak_bytes": max(peaks, default=None),
         "bytes": {
-            "images": stages["synthesize"].bytes,
+            "images": stages["synthesis"].bytes,
             "labels": stages["relabel"].bytes // SETS,
             "statistics": stages["measure"].bytes,
             "backbones": stages["pretrain"].bytes,
@@ -85,158 +86,155 @@ def estimate(
 
 
 class _Estimate:
-    def __init__(self, trial: Trial, steps: int) -> None:
-        self.trial, self.timed = trial, steps
-        self.recipe, self.whole = trial.recipe, trial.whole
+    """Times the units of a trial's plan, and multiplies by what the whole recipe asks for."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        registry: Registry,
+        device: torch.device,
+        folder: Path,
+        steps: int,
+    ) -> None:
+        self.recipe, self.data, self.timed = recipe, data, steps
+        self.count = recipe.synthesis.ipc * len(data.classes)
+        self.pictures = min(self.count, 2 * max(recipe.relabel.batch, recipe.evaluation.batch))
+        self.tests = min(TRIAL_TESTS, len(data.test))
+        images = (steps + 1) * max(recipe.pretrain.batch, recipe.measure.batch)
+        short = self._shortened(registry)
+        self.trial = Trial(short, data, registry, device, folder, images, self.tests, self.pictures)
         self.test_seconds: dict[str, float] = {}
 
+    def _shortened(self, registry: Registry) -> Recipe:
+        """Return the recipe with as many steps as are timed."""
+        recipe, each = self.recipe, len(self.recipe.backbones)
+        section = recipe.synthesis
+        # decided for the real number of iterations
+        compiled = synthesize.pays(section, each) if section.compile == "auto" else section.compile
+        changes: dict[str, dict[str, Any]] = {
+            "pretrain": {"epochs": 1},
+            "measure": {"shards": 1},
+            "synthesis": {
+                "compile": compiled,
+                "iterations": min(section.iterations, each * (self.timed + 1)),
+                "backbone_order": "cycle",
+                "initializer": registry.create(Initializer, "noise"),
+            },
+            "relabel": {"epochs": EPOCHS, "epochs_per_file": EPOCHS, "keep_fraction": 1.0},
+            "evaluation": {"epochs": EPOCHS, "test_every": EPOCHS, "seeds": recipe.evaluation.seeds[:1]},
+        }
+        sections = {name: getattr(recipe, name).model_copy(update=update) for name, update in changes.items()}
+        return recipe.model_copy(update=sections)
+
     def stages(self) -> dict[str, Cost]:
-        backbones = self.trial.backbones()
-        self.pictures = self.trial.pictures("distilled", self._few(self.recipe.relabel.batch))
-        found = [self._pretrain(backbones)]
-        cost, statistics_units = self._measure(backbones)
-        found += [cost, self._synthesize(backbones, statistics_units)]
-        cost, labels = self._relabel(backbones)
-        found += [cost, self._evaluate(labels)]
-        return {cost.stage: cost for cost in found}
-
-    @property
-    def count(self) -> int:
-        """The images of the condensed set."""
-        return self.recipe.synthesis.ipc * len(self.whole.classes)
-
-    def _few(self, batch: int) -> int:
-        return min(self.count, 2 * max(batch, self.recipe.evaluation.batch))
+        """Return the cost of every stage, in order."""
+        self.trial.make([self.trial.pictures])
+        costs = [self._pretrain(), self._measure(), self._synthesize(), self._relabel(), self._evaluate()]
+        return {cost.stage: cost for cost in costs}
 
     @contextmanager
     def _memory(self, cost: Cost, beside: int = 0) -> Iterator[None]:
         """Note the peak of memory inside; a real run holds `beside` bytes more."""
-        with Peak(self.whole.device) as peak:
+        with Peak(self.trial.context.device) as peak:
             yield
         cost.held(None if peak.peak is None else peak.peak + beside)
 
-    def _training(self, cost: Cost, backbone: Any, workspace: Workspace, unit: Unit) -> None:
+    def _training(self, cost: Cost, backbone: Backbone, unit: Unit) -> None:
         """Add to `cost` what training and testing one module on the real data takes."""
-        section, tests = self.recipe.pretrain, len(self.whole.test)
-        steps = section.epochs * -(-len(self.whole.train) // section.batch)
+        section = self.recipe.pretrain
+        steps = section.epochs * -(-len(self.data.train) // section.batch)
         with self._memory(cost):
-            noted = self.trial.timed(workspace, unit)
+            noted = self.trial.timed(unit)
         # the first step warms up, the last note comes right after the last step's
         cost.seconds += steps * statistics.median(noted[1 : self.timed + 1])
         cost.steps += steps
-        cost.seconds += tests * self._test(cost, backbone)
+        cost.seconds += len(self.data.test) * self._test(cost, backbone)
 
-    def _test(self, cost: Cost, backbone: Any) -> float:
+    def _test(self, cost: Cost, backbone: Backbone) -> float:
         """Return the seconds that testing on one image takes."""
         if (key := canonical(backbone.to_recipe())) not in self.test_seconds:
-            tests = min(TRIAL_TESTS, len(self.whole.test))
-            workspace = self.trial.workspace(tests=tests)
-            module = workspace.build(backbone.model_copy(update={"weights": None}))
-            with Peak(self.whole.device) as peak:
-                top1(workspace, module)
-                seconds = self.trial.seconds(lambda: top1(workspace, module))
+            context = self.trial.context
+            module = context.build(backbone.model_copy(update={"weights": None}))
+            with Peak(context.device) as peak:
+                top1(context, module)
+                seconds = self.trial.seconds(lambda: top1(context, module))
             if peak.before is not None and peak.extra is not None:
-                cost.held(peak.before + peak.extra * min(TEST_BATCH, len(self.whole.test)) // tests)
-            self.test_seconds[key] = seconds / tests
+                cost.held(peak.before + peak.extra * min(TEST_BATCH, len(self.data.test)) // self.tests)
+            self.test_seconds[key] = seconds / self.tests
         return self.test_seconds[key]
 
-    def _pretrain(self, backbones: list[Unit]) -> Cost:
+    def _pretrain(self) -> Cost:
         cost = Cost("pretrain")
-        for index, unit in enumerate(backbones):
+        for backbone, unit in zip(self.trial.recipe.backbones, self.trial.plan.backbones, strict=True):
+            self._training(cost, backbone, unit)
             cost.bytes += _bytes(unit.read().tensors)
-            workspace = self.trial.workspace(
-                images=(self.timed + 1) * self.recipe.pretrain.batch, pretrain={"epochs": 1}
-            )
-            planned = pretrain.units(workspace)[index]
-            self._training(cost, self.recipe.backbones[index], workspace, planned)
+        self.trial.make_untrained()  # a few steps at a high rate may have ruined them
         return cost
 
-    def _measure(self, backbones: list[Unit]) -> tuple[Cost, list[Unit]]:
+    def _measure(self) -> Cost:
         cost, batch = Cost("measure"), self.recipe.measure.batch
-        workspace = self.trial.workspace(images=(self.timed + 1) * batch, measure={"shards": 1})
-        planned = measure.units(workspace, backbones)
-        steps = -(-len(self.whole.train) // batch)
-        for unit in planned:
+        steps = -(-len(self.data.train) // batch)
+        for unit in self.trial.plan.statistics:
             with self._memory(cost):
-                noted = self.trial.timed(workspace, unit)
+                noted = self.trial.timed(unit)
             cost.seconds += steps * statistics.median(noted[1:])
             cost.steps += steps
             cost.bytes += _bytes(unit.read().tensors)
-        return cost, planned
+        return cost
 
-    def _synthesize(self, backbones: list[Unit], statistics_units: list[Unit]) -> Cost:
+    def _synthesize(self) -> Cost:
         """Time cycles over all backbones; the first one, compilation included, is paid once."""
-        section, each = self.recipe.synthesis, len(backbones)
-        train = self.whole.train
-        cost = Cost("synthesize", bytes=self.count * (train.channels * train.image_size**2 + 8))
-        batches = len(synthesize.batches(len(self.whole.classes), section))
+        section, each, train = self.recipe.synthesis, len(self.recipe.backbones), self.data.train
+        cost = Cost("synthesis", bytes=self.count * (train.channels * train.image_size**2 + 8))
         if not section.iterations:
             return cost
-        # decided for the real number of iterations
-        compiled = synthesize.pays(section, each) if section.compile == "auto" else section.compile
-        options = {
-            "compile": compiled,
-            "iterations": each * (self.timed + 1),
-            "backbone_order": "cycle",
-            "initializer": self.whole.registry.create(Initializer, "noise"),
-        }
-        workspace = self.trial.workspace(synthesis=options)
-        unit = synthesize.units(workspace, backbones, statistics_units)[0]
+        planned = self.trial.plan.image_batches
+        at_once = synthesize.batches_per_step(section, self.data, self.trial.context.device)
+        units = planned[:at_once]
         with self._memory(cost):
-            noted = self.trial.timed(workspace, unit)
-        made = len(unit.read().tensors["images"])
-        share = self.count / made / batches  # the last batch may be smaller, or several go in one unit
+            noted = self.trial.timed(*units)
+        made = sum(len(unit.options["labels"]) for unit in units)
+        share = self.count / made / len(planned)  # the last batch may be smaller, or several go in one step
         step = statistics.fmean(noted[each:])
-        cost.steps = batches * section.iterations
+        cost.steps = len(planned) * section.iterations
         cost.seconds = cost.steps * step * share + max(0.0, sum(noted[:each]) - each * step)
         return cost
 
-    def _relabel(self, backbones: list[Unit]) -> tuple[Cost, list[Unit]]:
-        section, count = self.recipe.relabel, int(self.pictures.arguments["count"])
+    def _relabel(self) -> Cost:
+        section = self.recipe.relabel
         cost = Cost("relabel")
-        real = relabel.units(self.whole, self.pictures, backbones)
-        epochs = SETS * sum(unit.depends["epochs"] for unit in real)
-        workspace = self.trial.workspace(
-            relabel={"epochs": EPOCHS, "epochs_per_file": EPOCHS, "keep_fraction": 1.0}
-        )
-        (unit,) = relabel.units(workspace, self.pictures, backbones)
+        epochs = SETS * relabel.kept_epochs(section)
+        (unit,) = self.trial.plan.labels["distilled"]
         with self._memory(cost, self._set_bytes()):
-            noted = self.trial.timed(workspace, unit)
-        share = self.count / count
-        cost.seconds = epochs * share * statistics.median(noted[1:])
+            noted = self.trial.timed(unit)
+        cost.seconds = epochs * self.count / self.pictures * statistics.median(noted[1:])
         cost.steps = epochs * -(-self.count // section.batch)
-        epoch_bytes = label_bytes(unit.read().tensors, count, self.count)
+        epoch_bytes = label_bytes(unit.read().tensors, self.pictures, self.count)
         cost.bytes = epochs * epoch_bytes
         self.block_bytes = min(section.epochs_per_file, epochs // SETS) * epoch_bytes
         cost.held(None if cost.peak_bytes is None else cost.peak_bytes + self.block_bytes)
-        return cost, [unit]
+        return cost
 
     def _set_bytes(self) -> int:
-        """What the whole set takes beyond the trial's images: as bytes, and normalised."""
-        train = self.whole.train
-        more = self.count - int(self.pictures.arguments["count"])
-        return more * train.channels * train.image_size**2 * 5
+        """Return what the whole set takes beyond the trial's images: as bytes, and normalised."""
+        train = self.data.train
+        return (self.count - self.pictures) * train.channels * train.image_size**2 * 5
 
-    def _evaluate(self, labels: list[Unit]) -> Cost:
-        cost, section = Cost("evaluate"), self.recipe.evaluation
-        count = int(self.pictures.arguments["count"])
-        options = {"epochs": EPOCHS, "test_every": EPOCHS, "seeds": section.seeds[:1]}
-        few = self.trial.workspace(
-            images=(self.timed + 1) * self.recipe.pretrain.batch, evaluation=options, pretrain={"epochs": 1}
-        )
-        images = {"distilled": self.pictures, "random": self.pictures}
-        planned = evaluate.units(few, images, {"distilled": labels, "random": labels})
+    def _evaluate(self) -> Cost:
+        cost, section = Cost("evaluation"), self.recipe.evaluation
         tests = -(-section.epochs // section.test_every)
-        for unit in planned:
-            student = unit.arguments["student"]
-            one = Cost("evaluate")
-            if unit.depends["set"] == "full":
-                self._training(one, student, few, unit)
+        for unit in self.trial.plan.students:
+            student = self.trial.context.create(Backbone, unit.options["student"])
+            one = Cost("evaluation")
+            if unit.options["set"] == "full":
+                self._training(one, student, unit)
             else:
                 with self._memory(one, self._set_bytes() + self.block_bytes):
-                    noted = self.trial.timed(few, unit)
-                epoch = statistics.median(noted[1:-1]) * self.count / count  # the last one ends in a test
-                one.seconds = section.epochs * epoch + tests * len(self.whole.test) * self._test(one, student)
+                    noted = self.trial.timed(unit)
+                # the last epoch ends in a test
+                epoch = statistics.median(noted[1:-1]) * self.count / self.pictures
+                one.seconds = section.epochs * epoch + tests * len(self.data.test) * self._test(one, student)
                 one.steps = section.epochs * -(-self.count // section.batch)
             cost.seconds += len(section.seeds) * one.seconds
             cost.steps += len(section.seeds) * one.steps
@@ -250,7 +248,7 @@ def label_bytes(tensors: dict[str, Tensor], labelled: int, count: int) -> int:
     for name, tensor in tensors.items():
         size = tensor.element_size()
         if name == "partner":  # an image's number takes as many bytes as the largest one's
-            size = least(torch.tensor([count - 1])).element_size()
+            size = smallest_exact_dtype(torch.tensor([count - 1])).element_size()
         if name == "flip":
             total += -(-count // 8)
         else:

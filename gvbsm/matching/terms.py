@@ -33,6 +33,12 @@ def sites_of(matcher: Matcher, model: nn.Module) -> list[str]:
     return list(sites)
 
 
+def needs_measuring(matcher: Matcher, model: nn.Module) -> bool:
+    """Whether a matcher has sites in a model whose targets the modules themselves do not know."""
+    modules = dict(model.named_modules())
+    return any(matcher.targets(modules[site]) is None for site in sites_of(matcher, model))
+
+
 class Statistic:
     """One named statistic of one matcher at all its S sites, laid out flat: D numbers a batch.
 
@@ -103,7 +109,7 @@ class Matching:
             self.statistics.append(
                 {name: Statistic([t[name].to(parameter) for t in targets], groups, start) for name in names}
             )
-        self.terms = _term_names(self.matchers)
+        self.terms = term_names(self.matchers)
         number = {site: index for index, site in enumerate(self.sites)}
         device = parameter.device
         self.positions = [
@@ -174,7 +180,7 @@ def _targets(
     return found
 
 
-def _term_names(matchers: Sequence[Matcher]) -> list[str]:
+def term_names(matchers: Sequence[Matcher]) -> list[str]:
     """Name each matcher's term by its title, numbered where one is used more than once."""
     titles = [matcher.full_name for matcher in matchers]
     return [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic_core import PydanticCustomError, core_schema
 
 from gvbsm_registry import (
@@ -19,6 +21,7 @@ from gvbsm_registry import (
     Initializer,
     Matcher,
     Objective,
+    Registry,
     Regularizer,
     Schedule,
 )
@@ -65,3 +68,36 @@ UseObjective = Annotated[Objective, Used(Objective)]
 def named(default: Any) -> Any:
     """A component field's default, given by name and made by the registry like any other value."""
     return Field(default, validate_default=True)
+
+
+def components_of(part: Any) -> Iterator[Component]:
+    """Yield the components in a component, a section or a sequence of them, at any depth."""
+    if isinstance(part, Component):
+        yield part
+    if isinstance(part, BaseModel):
+        part = [getattr(part, name) for name in type(part).model_fields]
+    if isinstance(part, (list, tuple)):
+        for inner in part:
+            yield from components_of(inner)
+
+
+def identities(registry: Registry, *parts: Any) -> dict[str, Any]:
+    """Return what the results of components depend on beside their options: for the keys of units.
+
+    By `KIND:NAME` the distribution and its version; under "files", digests of the files that they read.
+    """
+    identified: dict[str, Any] = {}
+    digests: set[str] = set()
+    for component in components_of(list(parts)):
+        owner = registry.owner(type(component))
+        identified[f"{component.kind}:{component.full_name}"] = f"{owner.distribution} {owner.version}"
+        digests.update(_file_digest(path) for path in component.files())
+    return {**identified, "files": sorted(digests)} if digests else identified
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise GvbsmError(f"{path}: can't be read ({error.strerror}); check the file") from error

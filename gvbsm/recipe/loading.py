@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,23 @@ from gvbsm.recipe.schema import Recipe
 from gvbsm_registry import GvbsmError, Registry
 from gvbsm_registry.discovery import format_validation_error, unknown_name
 
+RENAMED = {
+    "data.side": "data.image_size",
+    "pretrain.floor": "pretrain.min_accuracy",
+    "synthesis.loop": "synthesis.batching",
+    "synthesis.average_start": "synthesis.ema_init",
+    "synthesis.group": "synthesis.batches_per_step",
+    "synthesis.matchers.*.first": "synthesis.matchers.*.first_site_weight",
+    "synthesis.matchers.*.drop": "synthesis.matchers.*.drop_rate",
+    "synthesis.matchers.*.side": "synthesis.matchers.*.patch_size",
+    "relabel.keep": "relabel.keep_fraction",
+    "relabel.block": "relabel.epochs_per_file",
+    "evaluation.plain": "evaluation.without_augmentation",
+    "evaluation.full": "evaluation.full_baseline",
+    "evaluation.random": "evaluation.random_baseline",
+}
+"""What keys of version 0.1 are called now; `*` stands for a position in a list."""
+
 
 def load(source: str | Path, registry: Registry, overrides: Sequence[tuple[str, Any]] = ()) -> Recipe:
     """Load a recipe by name or path and apply `overrides`, pairs of dotted key and value, in order.
@@ -23,10 +40,19 @@ def load(source: str | Path, registry: Registry, overrides: Sequence[tuple[str, 
     path = find(source, registry)
     tables = read_tables(path)
     tables.setdefault("name", path.stem)
+    return make(_overridden(tables, overrides), registry, where=str(path))
+
+
+def change(recipe: Recipe, registry: Registry, overrides: Sequence[tuple[str, Any]]) -> Recipe:
+    """Return `recipe` with `overrides`, as `load` applies them; raises GvbsmError if anything is wrong."""
+    return make(_overridden(recipe.tables(), overrides), registry, where=recipe.name)
+
+
+def _overridden(tables: dict[str, Any], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in overrides:
         _write_out_list(tables, key)
         override(tables, key, value)
-    return make(tables, registry, where=str(path))
+    return tables
 
 
 def find(source: str | Path, registry: Registry) -> Path:
@@ -60,7 +86,24 @@ def make(tables: Mapping[str, Any], registry: Registry, where: str) -> Recipe:
             {**{name: {} for name in sections}, **tables}, context={"registry": registry}
         )
     except ValidationError as error:
-        raise GvbsmError(f"recipe {where}: {format_validation_error(error, Recipe)}") from error
+        renamed = [
+            f"{path} is now called {new.rpartition('.')[2]}"
+            for old, new in RENAMED.items()
+            for path in _paths(tables, old.split("."))
+        ]
+        told = "; ".join(renamed) or format_validation_error(error, Recipe)
+        raise GvbsmError(f"recipe {where}: {told}") from error
+
+
+def _paths(tables: Any, parts: list[str], above: str = "") -> Iterator[str]:
+    """Yield the dotted keys in `tables` that `parts` stands for, `*` being any position of a list."""
+    if not parts:
+        yield above[:-1]
+    elif parts[0] == "*" and isinstance(tables, list):
+        for position, item in enumerate(tables):
+            yield from _paths(item, parts[1:], f"{above}{position}.")
+    elif isinstance(tables, Mapping) and parts[0] in tables:
+        yield from _paths(tables[parts[0]], parts[1:], f"{above}{parts[0]}.")
 
 
 def _write_out_list(tables: dict[str, Any], key: str) -> None:

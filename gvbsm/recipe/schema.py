@@ -25,11 +25,23 @@ from gvbsm_registry import (
     Backbone,
 )
 
+NO_RESULT = {"changes_results": False}
+"""Marks a key that says how work is done or checked, not what comes out: it is in no unit's key."""
+
 
 class Section(BaseModel):
     """A table of the recipe; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def options(self, *without: str) -> dict[str, Any]:
+        """Return the keys that results depend on, as JSON values; those in `without` are left out, too."""
+        return self.model_dump(mode="json", exclude={*self.idle_keys(), *without})
+
+    @classmethod
+    def idle_keys(cls) -> set[str]:
+        """Return the keys that no result depends on."""
+        return {name for name, field in cls.model_fields.items() if field.json_schema_extra == NO_RESULT}
 
 
 class Pretrain(Section):
@@ -42,7 +54,13 @@ class Pretrain(Section):
     weight_decay: float = Field(5e-4, ge=0, description="of SGD")
     augmentation: UseAugmentation = named("crop_flip_roll")
     schedule: UseSchedule = named("cosine")
-    min_accuracy: float = Field(0.0, ge=0, le=1, description="lowest test accuracy that a backbone may have")
+    min_accuracy: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        json_schema_extra=NO_RESULT,
+        description="lowest test accuracy that a backbone may have",
+    )
 
 
 class Measure(Section):
@@ -78,13 +96,18 @@ class Synthesis(Section):
     initializer: UseInitializer = named("noise")
     augmentation: UseAugmentation = named("crop_flip_roll")
     batches_per_step: int = Field(
-        0, ge=0, description="image batches optimised in one forward pass; 0: by the device's memory"
+        0,
+        ge=0,
+        json_schema_extra=NO_RESULT,
+        description="image batches optimised in one forward pass; 0: by the device's memory",
     )
     compile: bool | Literal["auto"] = Field(
         "auto", description="compile the step with its taps; auto: if there are steps enough to earn it back"
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the backbones' forward pass")
-    log_every: int = Field(10, ge=1, description="steps, for each backbone, between two log lines")
+    log_every: int = Field(
+        10, ge=1, json_schema_extra=NO_RESULT, description="steps, for each backbone, between two log lines"
+    )
 
 
 class Relabel(Section):
@@ -103,7 +126,7 @@ class Relabel(Section):
         le=1,
         description="share of the epochs that are labelled; students see these in turn",
     )
-    epochs_per_file: int = Field(50, ge=1, description="epochs per file")
+    epochs_per_file: int = Field(50, ge=1, json_schema_extra=NO_RESULT, description="epochs per file")
 
 
 class Evaluation(Section):
@@ -163,3 +186,12 @@ class Recipe(Section):
     def tables(self) -> dict[str, Any]:
         """Return the recipe as plain tables."""
         return self.model_dump(mode="json", exclude_none=True)
+
+    def result_tables(self) -> dict[str, Any]:
+        """Return the tables without the keys that no result depends on."""
+        tables = self.tables()
+        for name, field in type(self).model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                for key in field.annotation.idle_keys():
+                    tables[name].pop(key, None)
+        return tables

@@ -38,7 +38,7 @@ def start() -> None:
     if dist.get_rank() == 0:
         atexit.register(_end)
         return
-    while (job := _told(None)) is not None:
+    while (job := _broadcast(None)) is not None:
         work, arguments = job
         with suppress(GvbsmError):  # rank 0 has the same to say, and says it
             work(*arguments)
@@ -46,7 +46,7 @@ def start() -> None:
     raise SystemExit(0)
 
 
-def _told(job: Any) -> Any:
+def _broadcast(job: Any) -> Any:
     """Return rank 0's job, in all processes."""
     box = [job]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
@@ -55,7 +55,7 @@ def _told(job: Any) -> Any:
 
 def _end() -> None:
     with suppress(RuntimeError):  # where a follower died, torchrun tells
-        _told(None)
+        _broadcast(None)
     _leave()
 
 
@@ -66,10 +66,10 @@ def _leave() -> None:
     gc.collect()
 
 
-def together(work: Callable[..., Result], *arguments: Any) -> Result:
+def run_on_all_ranks(work: Callable[..., Result], *arguments: Any) -> Result:
     """Call picklable `work` with picklable `arguments` in all processes; return what it returns here."""
     if size() > 1:
-        _told((work, arguments))
+        _broadcast((work, arguments))
     return work(*arguments)
 
 
@@ -78,7 +78,7 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def joined(module: nn.Module) -> nn.Module:
+def wrap_ddp(module: nn.Module) -> nn.Module:
     """Return `module`, made to average its gradients over the processes."""
     if size() == 1:
         return module
@@ -87,18 +87,18 @@ def joined(module: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(module)
 
 
-def mine(lot: Tensor) -> Tensor:
+def local_shard(batch: Tensor) -> Tensor:
     """Return this process's part of a batch's indices, [n]; all of them where there is one process.
 
     Raises GvbsmError if there are fewer than the processes.
     """
     if size() == 1:
-        return lot
-    if len(lot) < size():
-        raise GvbsmError(f"{size()} processes can't share a batch of {len(lot)}; raise the batch")
-    return lot[dist.get_rank() :: size()]
+        return batch
+    if len(batch) < size():
+        raise GvbsmError(f"{size()} processes can't share a batch of {len(batch)}; raise the batch")
+    return batch[dist.get_rank() :: size()]
 
 
-def share(part: int, whole: int) -> float:
+def shard_weight(part: int, whole: int) -> float:
     """Return the factor on a mean over `part` of `whole` images that makes the processes' average right."""
     return part * size() / whole

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvbsm.runtime.relaying import receiver
-from gvbsm_registry import Artifact, GvbsmError, StageFinished, StageStarted
-from gvbsm_registry.artifacts import digest, peek, read, write
+from gvbsm_registry import Artifact, GvbsmError
+from gvbsm_registry.artifacts import digest, peek, read
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gvbsm.runtime.workspace import Workspace
+    from gvbsm.runtime.context import Context
 
 Payload = tuple[dict[str, "Tensor"], dict[str, Any]]
+"""Tensors and meta of an artifact; "summary" in meta is told to those who watch, and not stored."""
+
+Inputs = Mapping[str, "Unit | tuple[Unit, ...]"]
 
 
 @dataclass(frozen=True)
@@ -27,37 +27,54 @@ class Unit:
     """One piece of work.
 
     stage, name: what the user is told; name is unique within the stage.
-    kind: of its artifact. place: the artifact's path, or the folder where it is named by its key.
-    depends: JSON values that, with stage and kind, determine the result: options, seed, keys of inputs.
-    work: a module-level function (workspace, unit) to (tensors, meta).
-    arguments: what `work` needs beside the workspace; picklable, and implied by `depends`.
-    shared: done by all processes that torchrun started together (see
-        `gvbsm.runtime.distributed`); or by this one alone.
+    kind: of its artifact; path: where that lies (see `stored_in`).
+    work: a module-level function (context, unit) to a payload. It reads options, inputs and the context alone.
+    options: JSON values, all that the work may read beside its inputs.
+    inputs: the units whose artifacts it reads.
+    how: what its result does not depend on, such as how often steps are logged; in no key.
+    together: does several units of one stage in one go, with the results of `work`; for speed alone.
+    data_parallel: done by all processes that torchrun started (see `gvbsm.runtime.distributed`).
     """
 
     stage: str
     name: str
     kind: str
-    place: Path
-    depends: dict[str, Any]
-    work: Callable[[Workspace, Unit], Payload]
-    arguments: dict[str, Any] = field(default_factory=dict)
-    shared: bool = False
+    work: Callable[[Context, Unit], Payload]
+    options: Mapping[str, Any]
+    inputs: Inputs = field(default_factory=dict)
+    path: Path = Path()
+    how: Mapping[str, Any] = field(default_factory=dict)
+    together: Callable[[Context, Sequence[Unit]], list[Payload]] | None = None
+    data_parallel: bool = False
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """The digest of everything that the artifact depends on."""
-        return digest({"stage": self.stage, "kind": self.kind, "depends": self.depends})
+        """The digest of stage, kind, options and the inputs' keys: of everything that the result depends on."""
+        inputs = {
+            name: [unit.key for unit in units] if isinstance(units, tuple) else units.key
+            for name, units in self.inputs.items()
+        }
+        return digest({"stage": self.stage, "kind": self.kind, "options": self.options, "inputs": inputs})
 
-    @property
-    def path(self) -> Path:
-        """Where the artifact lies."""
-        return self.place if self.place.suffix else self.place / f"{self.key}.safetensors"
+    def stored_in(self, folder: Path) -> Unit:
+        """Return this unit with its artifact in `folder`, named by its key."""
+        return replace(self, path=folder / f"{self.key}.safetensors")
 
-    @property
-    def seed(self) -> int:
-        """A seed from the key: results do not depend on order, executor or interruption."""
-        return int(self.key[:15], 16)
+    def input(self, name: str) -> Unit:
+        """Return the one unit that an input is."""
+        unit = self.inputs[name]
+        assert isinstance(unit, Unit), f"{self.name}: {name} is several units"
+        return unit
+
+    def input_list(self, name: str) -> tuple[Unit, ...]:
+        """Return the units that an input is; none if there is no such input."""
+        units = self.inputs.get(name, ())
+        return (units,) if isinstance(units, Unit) else units
+
+    def each_input(self) -> Iterator[Unit]:
+        """Yield all units whose artifacts are read."""
+        for name in self.inputs:
+            yield from self.input_list(name)
 
     def done(self) -> bool:
         """Whether the artifact exists and was made from the same inputs.
@@ -74,93 +91,3 @@ class Unit:
                 f"{self.path}: was made with other options or inputs; run the {self.stage} stage again"
             )
         return artifact
-
-
-def seed_of(*parts: object) -> int:
-    """Return a seed from any values that have a faithful `repr` (numbers and strings)."""
-    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:15], 16)
-
-
-def execute(workspace: Workspace, stage: str, units: Sequence[Unit]) -> None:
-    """Run the units whose artifacts do not exist yet, on the workspace's executor."""
-    todo = []
-    for unit in units:
-        if fetch(workspace, unit):
-            unit.read()  # verified now, so that a run never ends well over a damaged result
-        else:
-            todo.append(unit)
-    reporter = workspace.reporter
-    reporter.tell(StageStarted(stage, len(todo), len(units) - len(todo)))
-    started = time.monotonic()
-    summaries = {}
-    tasks = [partial(perform, workspace, unit) for unit in todo]
-    for position, summary in workspace.executor.run_watched(tasks, receiver(reporter)) if tasks else ():
-        fetch(workspace, todo[position])  # another machine may have made it
-        summaries[todo[position].name] = summary
-        reporter.progress(stage, len(summaries), len(todo))
-    reporter.tell(StageFinished(stage, time.monotonic() - started, summaries))
-
-
-def fetch(workspace: Workspace, unit: Unit) -> bool:
-    """Bring a unit's artifact here if only the store at a URL has it; tell whether it is here."""
-    if unit.done():
-        return True
-    return workspace.remote is not None and workspace.remote.pull(unit.kind, unit.key, unit.path)
-
-
-def inputs(arguments: object) -> Iterator[Unit]:
-    """Yield the units among a unit's arguments: those whose artifacts it reads."""
-    if isinstance(arguments, Unit):
-        yield arguments
-    elif isinstance(arguments, dict):
-        yield from inputs(list(arguments.values()))
-    elif isinstance(arguments, (list, tuple)):
-        for item in arguments:
-            yield from inputs(item)
-
-
-def perform(workspace: Workspace, unit: Unit) -> dict[str, Any]:
-    """Do one unit's work and write its artifact; return a summary (seconds, and what the work reports)."""
-    from gvbsm.runtime.distributed import together
-
-    started = time.monotonic()
-    if workspace.remote is not None:
-        for needed in inputs(unit.arguments):
-            fetch(workspace, needed)
-    try:
-        tensors, meta = together(seeded, workspace, unit) if unit.shared else seeded(workspace, unit)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise GvbsmError(
-            f"{unit.stage} {unit.name}: out of memory on {workspace.device}; lower the batch of that stage "
-            "(see its table in the recipe) and run again: finished work is kept"
-        ) from error
-    summary = meta.pop("summary", {})
-    meta["provenance"] = {**workspace.provenance, "stage": unit.stage, "unit": unit.name}
-    write(unit.path, Artifact(unit.kind, unit.key, tensors, meta))
-    if workspace.remote is not None:
-        workspace.remote.push(unit.kind, unit.key, unit.path)
-    return {"seconds": time.monotonic() - started, **summary}
-
-
-def seeded(workspace: Workspace, unit: Unit) -> Payload:
-    """Do a unit's work with torch's random numbers seeded by its key, and put them back afterwards."""
-    import torch
-
-    with torch.random.fork_rng(devices=_devices(workspace)):
-        torch.manual_seed(unit.seed)
-        return unit.work(workspace, unit)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that a device, or this machine, has no memory left."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def _devices(workspace: Workspace) -> list[Any]:
-    return [workspace.device] if workspace.device.type == "cuda" else []

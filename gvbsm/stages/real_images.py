@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from gvbsm.matching.activations import ActivationRecorder
-from gvbsm.runtime.units import Unit
-from gvbsm.runtime.workspace import Workspace
-from gvbsm.stages import pretrain
-from gvbsm_registry import Artifact, Split
-from gvbsm_registry.artifacts import digest, read, write
+from gvbsm.runtime.context import Context
+from gvbsm.runtime.units import Payload, Unit
+from gvbsm.stages.pretrain import load_backbone, untrained
+from gvbsm_registry import Initializer, Split
 
 FEATURE_BATCH = 256
 
 
-class Source:
-    """See `gvbsm_registry.Source`; `backbone_unit` is the pretrained backbone whose features count."""
+class RealImages:
+    """See `gvbsm_registry.Source`. backbone_unit: the pretrained backbone whose features count."""
 
-    def __init__(self, workspace: Workspace, backbone_unit: Unit) -> None:
-        self._workspace, self._unit = workspace, backbone_unit
+    def __init__(
+        self, context: Context, seed: int, backbone_unit: Unit, prepared: dict[str, Tensor] | None = None
+    ) -> None:
+        self._context, self._unit = context, backbone_unit
+        self.seed, self.prepared = seed, prepared or {}
 
     @property
     def train(self) -> Split:
-        return self._workspace.train
-
-    @property
-    def seed(self) -> int:
-        return self._workspace.recipe.seed
+        """The training split."""
+        return self._context.data.train
 
     @property
     def classes(self) -> int:
-        return len(self._workspace.classes)
+        """How many classes there are."""
+        return len(self._context.data.classes)
 
     @cached_property
     def _pretrained(self) -> tuple[nn.Module, str]:
-        module = pretrain.load(self._workspace, self._unit)
+        module = load_backbone(self._context, self._unit)
         linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
         return module, linear[-1] if linear else ""
 
@@ -46,28 +45,27 @@ class Source:
     def features(self, indices: Tensor) -> Tensor:
         """What the last linear layer sees, or the logits if there is none; float32 [n, D] on the CPU."""
         module, head = self._pretrained
-        found = []
-        for images, _ in self._workspace.batches(self.train, indices.split(FEATURE_BATCH)):
+        features = []
+        for images, _ in self._context.batches(self.train, indices.split(FEATURE_BATCH)):
             if not head:
-                found.append(module(images).flatten(1).cpu())
+                features.append(module(images).flatten(1).cpu())
                 continue
-            with ActivationRecorder(module, [head]) as taps:
+            with ActivationRecorder(module, [head]) as recorder:
                 module(images)
-            found.append(taps.activations()[head].tensor.flatten(1).cpu())
-        return torch.cat(found)
+            features.append(recorder.activations()[head].tensor.flatten(1).cpu())
+        return torch.cat(features)
 
     def backbone(self) -> nn.Module:
         """A fresh, untrained copy of the first backbone, on the run's device."""
-        fresh = self._workspace.recipe.backbones[0].model_copy(update={"weights": None})
-        return self._workspace.build(fresh)
+        return self._context.build(untrained(self._context, self._unit))
 
     def normalize(self, images: Tensor) -> Tensor:
-        return self._workspace.normalize(images)
+        """Return uint8 images as normalised floats on the run's device."""
+        return self._context.normalize(images)
 
-    def remember(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return `compute()`, kept in the store under `what`, the data set, the backbone and the seed."""
-        key = digest([what, self._workspace.data_key, self._unit.key, self.seed])
-        path = self._workspace.store / "derived" / f"{key}.safetensors"
-        if not path.exists():
-            write(path, Artifact("derived", key, compute(), {"what": what}))
-        return read(path, "derived").tensors
+
+def prepare_initializer(context: Context, unit: Unit) -> Payload:
+    """Do what an initializer works out once for a data set, backbone and seed."""
+    initializer = context.create(Initializer, unit.options["initializer"])
+    source = RealImages(context, unit.options["seed"], unit.input("backbone"))
+    return initializer.prepare(source), {"classes": list(context.data.classes)}

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Sequence
 
+import torch
+from torch import Generator, Tensor, nn
+
+from gvbsm.distilled.dataset import DistilledDataset
 from gvbsm.distilled.labels import LAYOUT, pack
-from gvbsm.distilled.normalized import Normalized
+from gvbsm.distilled.normalized import LazyNormalizedImages
 from gvbsm.distilled.views import EpochViews, draw
 from gvbsm.recipe.schema import Relabel
+from gvbsm.runtime.context import Context
+from gvbsm.runtime.data import check_classes
+from gvbsm.runtime.seeds import generator_of
 from gvbsm.runtime.units import Payload, Unit
-from gvbsm.runtime.workspace import Workspace
-from gvbsm.stages import pretrain
+from gvbsm.stages.pretrain import load_backbone
 from gvbsm_registry import GvbsmError
-from gvbsm_registry.artifacts import read
-
-STAGE = "relabel"
-
-
-def units(workspace: Workspace, images: Unit, backbones: list[Unit]) -> list[Unit]:
-    """Plan one unit for each block of epochs of an image set; its file lies beside the images."""
-    recipe = workspace.recipe
-    section = recipe.relabel
-    options = recipe.model_dump(mode="json", include={"relabel"})["relabel"]
-    for name in ("epochs", "keep_fraction"):  # a longer run keeps the blocks of a shorter one
-        options.pop(name)
-    planned = []
-    epochs = kept_epochs(section)
-    for number, first in enumerate(range(0, epochs, section.epochs_per_file)):
-        count = min(section.epochs_per_file, epochs - first)
-        depends = {
-            "options": options,
-            "layout": LAYOUT,
-            "images": images.key,
-            "backbones": [unit.key for unit in backbones],
-            "seed": recipe.seed,
-            "first_epoch": first,
-            "epochs": count,
-        }
-        place = images.path.with_name(f"labels-{number:05d}.safetensors")
-        arguments = {"images": images, "backbones": backbones}
-        name = f"{images.name} {first}-{first + count - 1}"
-        planned.append(Unit(STAGE, name, "labels", place, depends, label_block, arguments))
-    return planned
 
 
 def kept_epochs(section: Relabel) -> int:
@@ -53,35 +28,42 @@ def kept_epochs(section: Relabel) -> int:
     return max(1, round(section.keep_fraction * section.epochs))
 
 
-def label_block(workspace: Workspace, unit: Unit) -> Payload:
+def open_set(context: Context, images: Unit) -> DistilledDataset:
+    """Open the image set that a unit has made; raises GvbsmError if it is not of the data set's classes."""
+    opened = DistilledDataset(images.path.parent, context.registry)
+    check_classes(opened.classes, context.data.classes, str(images.path))
+    return opened
+
+
+def label_block(context: Context, unit: Unit) -> Payload:
     """Label a block of E epochs of N images; `gvbsm.distilled.labels.pack` says what the artifact holds.
 
     Raises GvbsmError if a logit is not finite.
     """
-    artifact = read(unit.arguments["images"].path, "distilled")
-    workspace.check(artifact, str(unit.arguments["images"].path))
-    images = Normalized(artifact.tensors["images"], workspace.normalize)
-    modules = [pretrain.load(workspace, planned) for planned in unit.arguments["backbones"]]
-    first, count = unit.depends["first_epoch"], unit.depends["epochs"]
+    options = unit.options
+    section = context.section(Relabel, options["relabel"])
+    images = open_set(context, unit.input("images")).lazily_normalized(context.device)
+    modules = [load_backbone(context, planned) for planned in unit.input_list("backbones")]
+    first, count = options["first_epoch"], options["epochs"]
     views: list[EpochViews] = []
     coded: list[dict[str, Tensor]] = []
     for epoch in range(first, first + count):
         # seeded by epoch, so that an epoch's labels do not depend on the size of the blocks
-        generator = workspace.generator("views", unit.depends["images"], epoch)
-        drawn, logits = label_epoch(workspace, images, modules, generator)
+        generator = generator_of(options["seed"], "views", options["set"], epoch)
+        drawn, logits = label_epoch(section, images, modules, len(context.data.classes), generator)
         if not bool(logits.isfinite().all()):
             raise GvbsmError(
                 f"relabel {unit.name}: the logits of epoch {epoch} are not finite; leave out the backbone "
                 "that makes them, or pretrain it with a lower pretrain.learning_rate"
             )
         views.append(drawn)
-        coded.append(workspace.recipe.relabel.codec.encode(logits))
-        workspace.reporter.progress(f"relabel {unit.name}", epoch - first + 1, count)
+        coded.append(section.codec.encode(logits))
+        context.reporter.progress(f"relabel {unit.name}", epoch - first + 1, count)
     meta = {
         "layout": LAYOUT,
-        "codec": workspace.recipe.relabel.codec.to_recipe(),
-        "classes": list(workspace.classes),
-        "images": unit.depends["images"],
+        "codec": section.codec.to_recipe(),
+        "classes": list(context.data.classes),
+        "images": unit.input("images").key,
         "first_epoch": first,
         "epochs": count,
     }
@@ -90,15 +72,18 @@ def label_block(workspace: Workspace, unit: Unit) -> Payload:
 
 @torch.no_grad()
 def label_epoch(
-    workspace: Workspace, images: Normalized, modules: list[nn.Module], generator: torch.Generator
+    section: Relabel,
+    images: LazyNormalizedImages,
+    modules: Sequence[nn.Module],
+    classes: int,
+    generator: Generator,
 ) -> tuple[EpochViews, Tensor]:
     """Draw one epoch's views of N images; label them, float32 [N, K]."""
-    section = workspace.recipe.relabel
     groups = torch.randperm(len(images), generator=generator).split(section.batch)
-    views: EpochViews = draw(
+    views = draw(
         section.augmentation, groups, images.shape[-1], section.cutmix, section.cutmix_alpha, generator
     )
-    logits = torch.zeros(len(images), len(workspace.classes))
+    logits = torch.zeros(len(images), classes)
     for group in groups:
         seen = views.apply(images, group)
         logits[group] = section.ensembler.combine(torch.stack([module(seen) for module in modules])).cpu()

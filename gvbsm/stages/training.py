@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
 
-from gvbsm.runtime import distributed as parallel
-from gvbsm.runtime.workspace import Workspace
+from gvbsm.runtime import distributed
+from gvbsm.runtime.context import Context
 
 if TYPE_CHECKING:
     from gvbsm.recipe.schema import Evaluation, Pretrain
@@ -32,14 +33,12 @@ def fit(
     """Train `module` in place.
 
     batches(epoch): yields (images, loss function of the logits), of this process's part of each batch where
-    several train together (see `gvbsm.runtime.distributed`). The learning rate follows `schedule` by
-    epoch. after(epoch, mean loss) is called at the end of every epoch, with the module in evaluation mode.
+    several train together (see `gvbsm.runtime.distributed`). The learning rate follows `schedule` by epoch.
+    after(epoch, mean loss) is called at the end of every epoch, with the module in evaluation mode.
     """
-    trained = parallel.joined(module)
-    base = [group["lr"] for group in optimizer.param_groups]
+    trained = distributed.wrap_ddp(module)
+    rates = LambdaLR(optimizer, lambda epoch: schedule.factor(min(epoch, epochs - 1), epochs))
     for epoch in range(epochs):
-        for group, rate in zip(optimizer.param_groups, base, strict=True):
-            group["lr"] = rate * schedule.factor(epoch, epochs)
         trained.train()
         total, count = torch.zeros(()), 0
         for images, loss_of in batches(epoch):
@@ -48,6 +47,7 @@ def fit(
             loss.backward()
             optimizer.step()
             total, count = total + loss.detach().cpu(), count + 1
+        rates.step()
         trained.eval()
         after(epoch, float(total) / max(count, 1))
 
@@ -63,19 +63,22 @@ def sgd(module: nn.Module, section: Pretrain | Evaluation) -> torch.optim.Optimi
 
 
 def fit_real(
-    workspace: Workspace, module: nn.Module, generator: torch.Generator, progress: Callable[[int, int], None]
+    context: Context,
+    section: Pretrain,
+    module: nn.Module,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None],
 ) -> None:
-    """Train on the whole training split with hard labels, as the recipe's [pretrain] says."""
-    section = workspace.recipe.pretrain
-    train = workspace.train
+    """Train on the whole training split with hard labels, as [pretrain] says."""
+    train = context.data.train
     steps = -(-len(train) // section.batch)
 
     def batches(epoch: int) -> Iterable[Batch]:
-        lots = split_batches(torch.randperm(len(train), generator=generator), section.batch)
-        parts = [parallel.mine(lot) for lot in lots]
-        for step, (images, labels) in enumerate(workspace.batches(train, parts)):
+        drawn = split_batches(torch.randperm(len(train), generator=generator), section.batch)
+        parts = [distributed.local_shard(batch) for batch in drawn]
+        for step, (images, labels) in enumerate(context.batches(train, parts)):
             progress(epoch * steps + step, section.epochs * steps)
-            size = len(lots[step])
+            size = len(drawn[step])
             view = own_view(section.augmentation, size, train.image_size, generator)
             yield view.apply(images), hard_loss(labels, size)
         progress((epoch + 1) * steps, section.epochs * steps)
@@ -85,45 +88,39 @@ def fit_real(
 
 
 def split_batches(order: Tensor, size: int) -> list[Tensor]:
-    """Split `order` into lots of `size`; a last one too small for BatchNorm joins the one before.
+    """Split `order` into batches of `size`; a last one too small for BatchNorm joins the one before.
 
     BatchNorm needs two images in each process.
     """
-    lots = list(order.split(size))
-    if len(lots) > 1 and len(lots[-1]) < 2 * parallel.size():
-        lots[-2:] = [torch.cat(lots[-2:])]
-    return lots
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) < 2 * distributed.size():
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 def own_view(augmentation: Augmentation, size: int, image_size: int, generator: torch.Generator) -> View:
     """Draw the views of a batch of `size`, as all processes do; return those of this one's images."""
     view = augmentation.draw(size, image_size, generator)
-    return view if parallel.size() == 1 else view.select(parallel.mine(torch.arange(size)))
+    return view if distributed.size() == 1 else view.select(distributed.local_shard(torch.arange(size)))
 
 
-def hard_loss(labels: Tensor, whole: int) -> Loss:
-    """Return the cross-entropy with this process's labels of a batch of `whole`."""
-    return lambda logits: cross_entropy(logits, labels) * parallel.share(len(labels), whole)
+def hard_loss(labels: Tensor, batch: int) -> Loss:
+    """Return the cross-entropy with this process's labels of a batch of that many images."""
+    return lambda logits: cross_entropy(logits, labels) * distributed.shard_weight(len(labels), batch)
 
 
 @torch.no_grad()
-def predict(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return (predicted classes, labels), int64 [N] on the CPU, of a module in evaluation mode."""
-    pairs = [(module(images).argmax(1).cpu(), labels.cpu()) for images, labels in batches]
-    predicted, labels = zip(*pairs, strict=True)
-    return torch.cat(predicted), torch.cat(labels)
-
-
-def test(workspace: Workspace, module: nn.Module) -> tuple[Tensor, Tensor]:
+def test(context: Context, module: nn.Module) -> tuple[Tensor, Tensor]:
     """Return (predicted classes, labels), int64 [N] on the CPU, of the real test split."""
-    return predict(
-        module, workspace.batches(workspace.test, torch.arange(len(workspace.test)).split(TEST_BATCH))
-    )
+    split = context.data.test
+    parts = torch.arange(len(split)).split(TEST_BATCH)
+    predicted = [module(images).argmax(1).cpu() for images, _ in context.batches(split, parts)]
+    return torch.cat(predicted), split.labels.cpu()
 
 
-def top1(workspace: Workspace, module: nn.Module) -> float:
+def top1(context: Context, module: nn.Module) -> float:
     """Return Top-1 accuracy, 0 to 1, on the real test split."""
-    return accuracy(*test(workspace, module))
+    return accuracy(*test(context, module))
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:

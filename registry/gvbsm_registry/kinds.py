@@ -48,6 +48,10 @@ class Component(BaseModel, ABC):
         options.pop("variant", None)
         return {"use": self.full_name, **options}
 
+    def files(self) -> tuple[Path, ...]:
+        """Return the files whose contents the component reads: work that uses it is keyed by them."""
+        return ()
+
 
 class Dataset(Component):
     """A labelled image data set with the splits `train` and `test`."""
@@ -74,6 +78,11 @@ class Backbone(Component):
         None, description='"DEFAULT" (the provider\'s own), a .safetensors or weights-only .pth file, or none'
     )
     match_weight: float = Field(1.0, ge=0, description="factor on all matching terms of this backbone")
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the weights' file, if `weights` names one."""
+        path = Path(self.weights or "").expanduser()
+        return (path,) if path.is_file() else ()
 
     @abstractmethod
     def build(self, classes: int, image_size: int, channels: int) -> Module:
@@ -159,6 +168,13 @@ class Initializer(Component):
         labels, ranks: int64 [n]. A choice of real images must depend on (label, rank, source) alone, so
         that it does not matter how images are split into batches; `generator` is for noise.
         """
+
+    def prepare(self, source: Source) -> dict[str, Tensor]:
+        """Return what is worked out once for a data set, backbone and seed, whatever the number of images.
+
+        The engine stores it: `images` finds it in `source.prepared`.
+        """
+        return {}
 
     def per_class(self) -> int | None:
         """How many images there are of each class if that is fixed; None if any number can be asked for."""

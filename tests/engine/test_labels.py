@@ -76,7 +76,7 @@ def test_fractional_boxes_are_kept_as_they_are() -> None:
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=20))
 def test_the_least_type_holds_every_value(values: list[int]) -> None:
     wide = torch.tensor(values)
-    small = labels.least(wide)
+    small = labels.smallest_exact_dtype(wide)
     assert small.long().tolist() == values
     width = next(b for b in (1, 2, 4) if all(-(2 ** (8 * b - 1)) <= v < 2 ** (8 * b - 1) for v in values))
     assert small.element_size() <= width

@@ -1,0 +1,294 @@
+"""The graph of a run: every unit of work, and which of them must be done before which."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gvbsm.distilled.labels import LAYOUT
+from gvbsm.matching.terms import needs_measuring
+from gvbsm.recipe.fields import identities
+from gvbsm.recipe.schema import Recipe
+from gvbsm.runtime.data import Data
+from gvbsm.runtime.units import Unit
+from gvbsm.stages import STAGES, evaluate, image_sets, measure, pretrain, real_images, relabel, synthesize
+from gvbsm_registry import Backbone, Initializer, Matcher, Registry
+from gvbsm_registry.artifacts import peek
+
+LABELS = "labels-{:05d}.safetensors"
+
+
+class Plan:
+    """The units of a run of `recipe` on `data` into the folder `out`, sharing the folder `store`.
+
+    Planning reads no artifact but the headers of label files that lie there; it builds the backbones, to see
+    what has to be measured. sets: image sets that something else makes, by name, in place of the planned ones.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        registry: Registry,
+        out: Path,
+        store: Path,
+        sets: Mapping[str, Unit] | None = None,
+    ) -> None:
+        self.recipe, self.data, self.registry = recipe, data, registry
+        self.out, self.store = out, store
+        self._given_sets = sets
+
+    def waves(self, stage: str) -> list[list[Unit]]:
+        """Return the units of a stage in waves, each of which needs those before."""
+        match stage:
+            case "pretrain":
+                waves = [self.backbones]
+            case "measure":
+                waves = [self.shards, self.statistics]
+            case "synthesis":
+                waves = [self.preparation, self.image_batches, list(self.sets.values())]
+            case "relabel":
+                waves = [[block for blocks in self.labels.values() for block in blocks]]
+            case "evaluation":
+                waves = [self.students]
+            case _:
+                raise ValueError(f"{stage!r} is not one of the stages {', '.join(STAGES)}")
+        return [wave for wave in waves if wave]
+
+    @cached_property
+    def backbones(self) -> list[Unit]:
+        """One unit for each backbone of the recipe."""
+        recipe = self.recipe
+        names = [backbone.full_name for backbone in recipe.backbones]
+        planned = []
+        for index, backbone in enumerate(recipe.backbones):
+            copy = names[:index].count(names[index])  # copies of one name are trained anew
+            table = backbone.to_recipe()
+            table.pop("match_weight")
+            options = {
+                "backbone": table,
+                "copy": copy,
+                "pretrain": recipe.pretrain.options(),
+                "data": self.data.key,
+                "seed": recipe.seed,
+                "components": identities(self.registry, backbone, recipe.pretrain),
+            }
+            name = names[index] if copy == 0 else f"{names[index]}-{copy + 1}"
+            unit = Unit("pretrain", name, "backbone", pretrain.train_backbone, options, data_parallel=True)
+            planned.append(unit.stored_in(self.store / "backbones"))
+        return planned
+
+    @cached_property
+    def statistics(self) -> list[Unit]:
+        """One unit for each backbone in which a matcher has targets to be measured."""
+        section = self.recipe.measure
+        planned = []
+        for backbone, unit in zip(self.recipe.backbones, self.backbones, strict=True):
+            matchers = self._to_measure(backbone) if self.recipe.synthesis.iterations else []
+            if not matchers:
+                continue
+            options = {
+                "measure": section.options("shards"),
+                "matchers": sorted((matcher.measured_by() for matcher in matchers), key=str),
+                "data": self.data.key,
+                "seed": self.recipe.seed,
+                "components": identities(self.registry, section, matchers),
+            }
+            inputs = {"backbone": unit}
+            whole = Unit("measure", unit.name, "statistics", measure.measure_backbone, options, inputs)
+            folder = self.store / "statistics"
+            planned.append(measure.split_into_shards(whole.stored_in(folder), section.shards, folder))
+        return planned
+
+    def _to_measure(self, backbone: Backbone) -> list[Matcher]:
+        train = self.data.train
+        with torch.random.fork_rng(devices=[]):
+            model = backbone.model_copy(update={"weights": None}).build(
+                len(self.data.classes), train.image_size, train.channels
+            )
+        return [matcher for matcher in self.recipe.synthesis.matchers if needs_measuring(matcher, model)]
+
+    @property
+    def shards(self) -> list[Unit]:
+        """What units of `statistics` that are not done yet are merged from."""
+        return [shard for unit in self.statistics if not unit.done() for shard in unit.input_list("shards")]
+
+    @cached_property
+    def preparation(self) -> list[Unit]:
+        """The unit for what the initializer works out beforehand, if it does."""
+        initializer = self.recipe.synthesis.initializer
+        if type(initializer).prepare is Initializer.prepare:
+            return []
+        options = {
+            "initializer": initializer.to_recipe(),
+            "data": self.data.key,
+            "seed": self.recipe.seed,
+            "components": identities(self.registry, initializer),
+        }
+        name, inputs = initializer.full_name, {"backbone": self.backbones[0]}
+        unit = Unit("synthesis", name, "prepared", real_images.prepare_initializer, options, inputs)
+        return [unit.stored_in(self.store / "prepared")]
+
+    @cached_property
+    def image_batches(self) -> list[Unit]:
+        """One unit for each image batch."""
+        section = self.recipe.synthesis
+        common = {
+            "synthesis": section.options(),
+            "match_weights": [backbone.match_weight for backbone in self.recipe.backbones],
+            "data": self.data.key,
+            "seed": self.recipe.seed,
+            "components": identities(self.registry, section),
+        }
+        inputs = {
+            "backbones": tuple(self.backbones),
+            "statistics": tuple(self.statistics),
+            "prepared": tuple(self.preparation),
+        }
+        return [
+            Unit(
+                "synthesis",
+                f"batch-{number:04d}",
+                "images",
+                synthesize.optimise,
+                {**common, "batch": number, "labels": labels, "ranks": ranks},
+                inputs,
+                how={"log_every": section.log_every},
+                together=synthesize.optimise_together,
+            ).stored_in(self.out / "units" / "synthesis")
+            for number, (labels, ranks) in enumerate(
+                image_sets.image_batches(len(self.data.classes), section)
+            )
+        ]
+
+    @cached_property
+    def sets(self) -> dict[str, Unit]:
+        """The distilled set, and the baseline of random real images if the recipe wants it."""
+        if self._given_sets is not None:
+            return dict(self._given_sets)
+        common = {"ipc": self.recipe.synthesis.ipc, "data": self.data.key}
+        parts = tuple(self.image_batches)
+        distilled = Unit(
+            "synthesis",
+            "distilled",
+            "distilled",
+            image_sets.assemble,
+            common,
+            {"parts": parts},
+            self.out / "distilled" / "images.safetensors",
+        )
+        random = Unit(
+            "synthesis",
+            "random",
+            "distilled",
+            image_sets.draw_random,
+            {**common, "seed": self.recipe.seed},
+            path=self.out / "baselines" / "random" / "images.safetensors",
+        )
+        sets = {"distilled": distilled}
+        return {**sets, "random": random} if self.recipe.evaluation.random_baseline else sets
+
+    @cached_property
+    def labels(self) -> dict[str, list[Unit]]:
+        """By set, one unit for each block of epochs; its file lies beside the images.
+
+        Blocks that are there already keep their size, so that another `epochs_per_file` repeats no work.
+        """
+        section = self.recipe.relabel
+        epochs = relabel.kept_epochs(section)
+        planned = {}
+        for name, images in self.sets.items():
+            blocks: list[Unit] = []
+            first = 0
+            while first < epochs:
+                there = self._block_there(name, images, first, epochs)
+                count = min(section.epochs_per_file, epochs - first)
+                blocks.append(there or self._block(name, images, first, count))
+                first += blocks[-1].options["epochs"]
+            planned[name] = blocks
+        return planned
+
+    def _block_there(self, name: str, images: Unit, first: int, epochs: int) -> Unit | None:
+        """Return the unit of the label file that begins at epoch `first`, if it is there and still right."""
+        path = images.path.with_name(LABELS.format(first))
+        if not path.exists():
+            return None
+        count = json.loads(peek(path)["meta"]).get("epochs")
+        if not isinstance(count, int) or not 0 < count <= epochs - first:
+            return None
+        unit = self._block(name, images, first, count)
+        return unit if unit.done() else None
+
+    def _block(self, name: str, images: Unit, first: int, count: int) -> Unit:
+        section = self.recipe.relabel
+        options = {
+            "relabel": section.options(
+                "epochs", "keep_fraction"
+            ),  # a longer run keeps a shorter one's blocks
+            "layout": LAYOUT,
+            "set": name,
+            "first_epoch": first,
+            "epochs": count,
+            "seed": self.recipe.seed,
+            "components": identities(self.registry, section),
+        }
+        return Unit(
+            "relabel",
+            f"{name} {first}-{first + count - 1}",
+            "labels",
+            relabel.label_block,
+            options,
+            {"images": images, "backbones": tuple(self.backbones)},
+            images.path.with_name(LABELS.format(first)),
+        )
+
+    @cached_property
+    def students(self) -> list[Unit]:
+        """One unit for each (set, kind of labels, augmented or not, student, seed)."""
+        section = self.recipe.evaluation
+        return [
+            self._student(student, seed, which, labels, augmented)
+            for which, labels, augmented in evaluate.trainings(section)
+            for student in section.students
+            for seed in section.seeds
+        ]
+
+    def _student(self, student: Backbone, seed: int, which: str, labels: str, augmented: bool) -> Unit:
+        recipe = self.recipe
+        protocol = recipe.pretrain if which == "full" else recipe.evaluation
+        own = (
+            "students",
+            "seeds",
+            "distilled_hard",
+            "full_baseline",
+            "without_augmentation",
+            "random_baseline",
+        )
+        used: list[Any] = [student, protocol]
+        options = {
+            "protocol": protocol.options(*own),
+            "data": self.data.key,
+            "set": which,
+            "labels": labels,
+            "student": student.to_recipe(),
+            "student_seed": seed,
+        }
+        if labels == "hard":
+            view = recipe.relabel.augmentation if augmented and which != "full" else None
+            options["augmentation"] = view.to_recipe() if view else None
+            used.append(view)
+        options["components"] = identities(self.registry, *used)
+        inputs: dict[str, Any] = {"images": self.sets[which]} if which in self.sets else {}
+        if labels == "soft":
+            inputs["labels"] = tuple(self.labels[which])
+        name = (
+            f"{which}/{labels}{'' if augmented else ' without augmentation'} {student.full_name} seed {seed}"
+        )
+        work = evaluate.train_student
+        unit = Unit("evaluation", name, "accuracy", work, options, inputs, data_parallel=True)
+        return unit.stored_in(self.out / "units" / "evaluation")
