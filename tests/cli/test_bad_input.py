@@ -10,11 +10,12 @@ from pathlib import Path
 import cli_helpers
 import pytest
 import torch
-from cli_helpers import contents, done, invoke, leftovers, product, refused
-from conftest import Run
+from cli_helpers import Run, contents, done, invoke, leftovers, product, refused
 
 from gvbsm import pipeline
 from gvbsm_registry import Artifact, Backbone, GvbsmError, artifacts, discover
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE = 8
 

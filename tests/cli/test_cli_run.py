@@ -14,12 +14,13 @@ from typing import Any
 import cli_helpers
 import pytest
 import torch
-from cli_helpers import done
-from conftest import Run
+from cli_helpers import Run, done
 from torch.utils.data import DataLoader
 
 import gvbsm
 from gvbsm_registry import artifacts, discover
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Shrinks whatever recipe it is set on to what the tiny one is.
 SHRINK = [

@@ -69,7 +69,7 @@ def test_version() -> None:
 def test_commands_and_flags_are_the_recorded_ones() -> None:
     assert cli_helpers.flags() == FLAGS.read_text(encoding="utf-8"), (
         "The commands or flags have changed. If that is meant (say so in CHANGELOG), record them anew:\n"
-        "    python tests/cli/cli_helpers.py > tests/cli/flags.txt"
+        "    python tests/helpers/cli_helpers.py > tests/cli/flags.txt"
     )
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import cli_helpers
 import pytest
-from cli_helpers import artifacts, done, leftovers, meaning, product
-from conftest import Run
+from cli_helpers import Run, artifacts, done, leftovers, meaning, product
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def wait_for(what: str, count: int, out: Path, store: Path, alive: object) -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import cli_helpers
+import pytest
 import torch
 
 from gvbsm import DistilledDataset
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def options(run: Any) -> list[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import shutil
 import signal
 import threading
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import cli_helpers
 import pytest
 import torch
-from cli_helpers import artifacts, done, events, invoke, leftovers, meaning, product
+from cli_helpers import Run, artifacts, done, events, invoke, leftovers, meaning, product
 
 from gvbsm.matching.forward import MatchedBackbone
 from gvbsm.runtime import units
@@ -31,6 +30,7 @@ from gvbsm_registry.artifacts import read
 
 FAULTS = int(os.environ.get("FAULTS", "3"))
 TABLE: list[str] = []
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,15 +47,9 @@ def paths(folder: Path) -> tuple[str, Path, str, Path]:
     return "--out", folder / "out", "--store", folder / "store"
 
 
-def assert_equal(folder: Path, finished: Path) -> None:
-    assert product(folder / "out") == product(finished / "out")
+def assert_equal(folder: Path, finished: Run) -> None:
+    assert product(folder / "out") == product(finished.out)
     assert not leftovers(folder / "out", folder / "store")
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "copied")
-    return tmp_path / "copied"
 
 
 def stage_of(out: Path) -> str:
@@ -68,10 +62,10 @@ def stage_of(out: Path) -> str:
 
 
 @pytest.mark.slow
-def test_sigkill_at_random_moments(tiny: Path, finished: Path, tmp_path: Path) -> None:
+def test_sigkill_at_random_moments(tiny: Path, finished: Run, tmp_path: Path) -> None:
     moments = random.Random(0)
     killed, rounds = Counter[str](), 0
-    units = len(artifacts(finished))
+    units = len(artifacts(finished.folder))
     folder = tmp_path / "round0"
     while killed.total() < FAULTS:
         before = artifacts(folder)
@@ -109,7 +103,7 @@ def test_sigkill_at_random_moments(tiny: Path, finished: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared_out", [False, True])
-def test_two_runs_on_one_store_at_once(shared_out: bool, tiny: Path, finished: Path, tmp_path: Path) -> None:
+def test_two_runs_on_one_store_at_once(shared_out: bool, tiny: Path, finished: Run, tmp_path: Path) -> None:
     times = max(1, FAULTS // 10)
     for number in range(times):
         base = tmp_path / str(number)
@@ -124,14 +118,14 @@ def test_two_runs_on_one_store_at_once(shared_out: bool, tiny: Path, finished: P
             process.join()
             assert process.exitcode == 0
         for out in outs:
-            assert product(out) == product(finished / "out")
+            assert product(out) == product(finished.out)
         assert not leftovers(base)
     what = "into one folder" if shared_out else "on one store"
     tell(f"two runs {what} at once", times, "both finish, equal bit for bit")
 
 
 def test_a_clock_that_goes_backwards(
-    tiny: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count(2_000_000_000, -3600)
     monkeypatch.setattr(time, "time", lambda: float(next(ticks)))
@@ -160,23 +154,23 @@ def _flip(data: bytearray, chance: random.Random) -> bytes:
 
 @pytest.mark.parametrize("damage", [_cut, _flip])
 def test_every_artifact_damaged(
-    damage: Callable[[bytearray, random.Random], bytes], tiny: Path, finished: Path, copied: Path
+    damage: Callable[[bytearray, random.Random], bytes], tiny: Path, finished: Run, copied: Run
 ) -> None:
     """Refused by name, and made anew once it is deleted; what an unread file holds harms nobody."""
     chance = random.Random(1)
-    every = sorted(copied.rglob("*.safetensors"))
+    every = sorted(copied.folder.rglob("*.safetensors"))
     victims = every if FAULTS > 10 else chance.sample(every, FAULTS)
     refused = 0
     for victim in victims:
         good = victim.read_bytes()
         victim.write_bytes(damage(bytearray(good), chance))
-        result = invoke("run", tiny, *paths(copied), "--quiet")
+        result = invoke("run", tiny, *paths(copied.folder), "--quiet")
         if result.exit_code:
             cli_helpers.refused(result, victim)
             refused += 1
             victim.unlink()
-            done("run", tiny, *paths(copied), "--quiet")
-        assert_equal(copied, finished)
+            done("run", tiny, *paths(copied.folder), "--quiet")
+        assert_equal(copied.folder, finished)
     what = "cut short" if damage is _cut else "with one bit flipped"
     tell(
         f"an artifact {what}", len(victims), f"refused by name {refused} times; made anew, equal bit for bit"
@@ -216,7 +210,7 @@ def _no_machine_memory() -> Any:
     ],
 )
 def test_a_unit_that_fails(
-    name: str, what: Callable[[], Any], said: str, tiny: Path, finished: Path, tmp_path: Path
+    name: str, what: Callable[[], Any], said: str, tiny: Path, finished: Run, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         Trouble(patch, 11, what)
@@ -227,7 +221,7 @@ def test_a_unit_that_fails(
     done("run", tiny, *paths(tmp_path), "--quiet")
     after = artifacts(tmp_path / "out" / "units", tmp_path / "store")
     assert {path: after[path] for path in before} == before
-    assert product_without_last_good(tmp_path / "out") == product(finished / "out")
+    assert product_without_last_good(tmp_path / "out") == product(finished.out)
     tell(
         name, 1, "one line that names batch and step; finished work kept; the next run ends equal bit for bit"
     )
@@ -239,7 +233,7 @@ def product_without_last_good(out: Path) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore:.*halving")
 def test_a_group_that_finds_no_memory_is_halved(
-    tiny: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five batches of four images; only five images at a time find room, in the first step or later."""
     sizes: list[int] = []
@@ -255,7 +249,7 @@ def test_a_group_that_finds_no_memory_is_halved(
     done("run", tiny, *paths(tmp_path), "--set", "synthesis.batches_per_step=5", "--quiet")
     assert list(dict.fromkeys(sizes)) == [20, 8, 4, 12]
     whole, alone = (
-        read(folder / "out" / "distilled" / "images.safetensors") for folder in (tmp_path, finished)
+        read(folder / "out" / "distilled" / "images.safetensors") for folder in (tmp_path, finished.folder)
     )
     assert torch.equal(whole.tensors["images"], alone.tensors["images"])
     tell("a group of image batches that finds no memory", 1, "halved until it does; images equal bit for bit")
@@ -269,7 +263,7 @@ def test_out_of_memory_is_told_from_other_errors() -> None:
 
 
 def test_a_plugin_that_hangs_can_be_stopped(
-    tiny: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no time limit (nobody knows how long a plugin may take): Ctrl-C ends it."""
     # a background job of a shell without job control is started with Ctrl-C ignored
@@ -292,5 +286,5 @@ def test_a_plugin_that_hangs_can_be_stopped(
     assert "the same command goes on from here" in result.stderr
     done("run", tiny, *paths(tmp_path), "--quiet")
     assert_equal(tmp_path, finished)
-    assert meaning(tmp_path / "store") == meaning(finished / "store")
+    assert meaning(tmp_path / "store") == meaning(finished.store)
     tell("a plugin that hangs", 1, "Ctrl-C ends it with exit code 130; the next run ends equal bit for bit")

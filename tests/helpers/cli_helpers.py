@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from inspect import signature
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -58,6 +59,23 @@ _FORK = multiprocessing.get_context("forkserver")
 _FORK.set_forkserver_preload(
     ["gvbsm.cli.main", "gvbsm.pipeline", "torch._dynamo", "sklearn.datasets", "timm"]
 )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with a run (`out`) and its store, and what the command printed."""
+
+    folder: Path
+    output: str = ""
+    errors: str = ""
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
 
 
 def invoke(*args: str | Path | int) -> Result:

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = ("gvbsm", "registry", "plugins", "pyproject.toml", "README.md", "LICENSE")
 
 
