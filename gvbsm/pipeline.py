@@ -163,7 +163,7 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], above: str = "") 
 
 
 def check(recipe: Recipe, context: Context) -> None:
-    """Raise GvbsmError, before hours are spent, if the data can't serve the recipe, or a network can't be built."""
+    """Raise GvbsmError early if the data can't serve the recipe, or a network can't be built."""
     data = context.data
     counts = torch.bincount(data.train.labels, minlength=len(data.classes))
     smallest = int(counts.argmin())

@@ -22,10 +22,9 @@ from hypothesis import settings
 
 from gvbsm import pipeline
 from gvbsm.recipe import loading
+from gvbsm.runtime.execution import execute
 from gvbsm.runtime.reporting import Reporter
-from gvbsm.runtime.units import Unit, execute
-from gvbsm.runtime.workspace import Workspace
-from gvbsm.stages import measure, pretrain, synthesize
+from gvbsm.runtime.units import Unit
 from gvbsm_registry import Executor, Registry, discover
 
 # Reports have tests of their own; every other run is spared the seconds that one takes.
@@ -129,56 +128,54 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("store")
 
 
-Make = Callable[..., Workspace]
+class ToyRun:
+    """A run of the toy recipe: its plan and context, and stages done when they are asked for."""
+
+    def __init__(self, opened: pipeline.Run) -> None:
+        self.opened = opened
+        self.plan, self.context, self.data = opened.plan, opened.context, opened.context.data
+        self.recipe, self.out, self.store = opened.plan.recipe, opened.plan.out, opened.plan.store
+
+    def until(self, stage: str) -> ToyRun:
+        """Run all stages up to `stage`."""
+        pipeline.run_stages(self.opened, stage)
+        return self
+
+    def execute(self, units: list[Unit], executor: Executor | None = None) -> list[Unit]:
+        """Run units that are not done yet; return them."""
+        execute(self.context, "stage", units, executor or self.opened.executor, self.opened.storing)
+        return units
+
+    def backbones(self) -> list[Unit]:
+        """The pretrained backbones' finished units."""
+        return self.execute(self.plan.backbones)
+
+    def statistics(self) -> list[Unit]:
+        """The measured statistics' finished units."""
+        self.backbones()
+        self.execute(self.plan.shards)
+        return self.execute(self.plan.statistics)
+
+    def synthesized(self) -> list[Unit]:
+        """The image batches' finished units."""
+        self.statistics()
+        return self.execute(self.plan.image_batches)
+
+
+MakeRun = Callable[..., ToyRun]
 
 
 @pytest.fixture
-def make_workspace(registry: Registry, shared_store: Path, tmp_path: Path) -> Make:
-    """make(("dotted.key", value), …, out="out", store=None): a workspace on the toy recipe, changed."""
+def make_run(registry: Registry, shared_store: Path, tmp_path: Path) -> MakeRun:
+    """make(("dotted.key", value), …, out="out", store=None): a run of the toy recipe, changed."""
 
-    def make(*changes: tuple[str, Any], out: str = "out", store: Path | None = None) -> Workspace:
+    def make(*changes: tuple[str, Any], out: str = "out", store: Path | str | None = None) -> ToyRun:
         tables = copy.deepcopy(TABLES)
         for key, value in changes:
             loading.override(tables, key, value)
         made = loading.make(tables, registry, where="toy")
         reporter = Reporter(tmp_path / out / "log.jsonl", registry, quiet=True)
-        runner = registry.create(Executor, "local")
-        where = torch.device("cpu")
-        return Workspace(made, registry, tmp_path / out, store or shared_store, where, reporter, runner)
+        where = store or shared_store
+        return ToyRun(pipeline.open_recipe(made, registry, tmp_path / out, where, "cpu", reporter))
 
     return make
-
-
-class Stages:
-    """Runs the stages of a workspace and returns their units."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-
-    def run(self, until: str) -> Workspace:
-        pipeline.run_stages(self.workspace, until)
-        return self.workspace
-
-    def backbones(self) -> list[Unit]:
-        planned = pretrain.units(self.workspace)
-        execute(self.workspace, "pretrain", planned)
-        return planned
-
-    def statistics(self) -> list[Unit]:
-        planned = measure.units(self.workspace, self.backbones())
-        execute(self.workspace, "measure", planned)
-        return planned
-
-    def batches(self) -> list[Unit]:
-        """The synthesis units, planned but not run."""
-        return synthesize.units(self.workspace, self.backbones(), self.statistics())
-
-    def synthesized(self) -> list[Unit]:
-        planned = self.batches()
-        execute(self.workspace, "synthesize", planned)
-        return planned
-
-
-@pytest.fixture(scope="session")
-def stages() -> type[Stages]:
-    return Stages

@@ -90,7 +90,7 @@ class Trial:
         self.plan = Plan(self.recipe, part, registry, folder / "out", folder / "store", sets)
 
     def timed(self, *units: Unit) -> list[float]:
-        """Do the work of units; return the seconds from its start to its first step, and between its steps."""
+        """Do units' work; return the seconds from its start to its first step, and between its steps."""
         self.reporter.restart()
         perform(self.context, units)
         return self.reporter.steps()

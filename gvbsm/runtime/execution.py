@@ -13,7 +13,7 @@ import torch
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.distributed import run_on_all_ranks
 from gvbsm.runtime.remote_store import RemoteStore
-from gvbsm.runtime.reporting import MessageReporter, deliver
+from gvbsm.runtime.reporting import MessageReporter
 from gvbsm.runtime.seeds import seed_of
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm_registry import Artifact, Executor, GvbsmError, StageFinished, StageStarted
@@ -66,7 +66,7 @@ def execute(
     size = at_once if todo and todo[0].together is not None else 1
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
     tasks = [partial(_perform_elsewhere, context, storing, group) for group in groups]
-    for position, told in executor.run(tasks, partial(deliver, reporter)) if tasks else ():
+    for position, told in executor.run(tasks, reporter.receive) if tasks else ():
         for unit in groups[position]:
             storing.fetch(unit)  # another machine may have made it
         summaries |= told

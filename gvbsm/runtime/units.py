@@ -28,7 +28,7 @@ class Unit:
 
     stage, name: what the user is told; name is unique within the stage.
     kind: of its artifact; path: where that lies (see `stored_in`).
-    work: a module-level function (context, unit) to a payload. It reads options, inputs and the context alone.
+    work: a module-level function (context, unit) to a payload; all that it reads is in those two.
     options: JSON values, all that the work may read beside its inputs.
     inputs: the units whose artifacts it reads.
     how: what its result does not depend on, such as how often steps are logged; in no key.
@@ -49,7 +49,7 @@ class Unit:
 
     @cached_property
     def key(self) -> str:
-        """The digest of stage, kind, options and the inputs' keys: of everything that the result depends on."""
+        """The digest of all that the result depends on: stage, kind, options and the inputs' keys."""
         inputs = {
             name: [unit.key for unit in units] if isinstance(units, tuple) else units.key
             for name, units in self.inputs.items()

@@ -29,6 +29,16 @@ from gvbsm.stages.training import (
 )
 from gvbsm_registry import Augmentation, Backbone, Objective
 
+TRAINING_KEYS = (
+    "students",
+    "seeds",
+    "distilled_hard",
+    "full_baseline",
+    "without_augmentation",
+    "random_baseline",
+)
+"""Keys that say which trainings there are, and not how one is done."""
+
 
 def trainings(section: Evaluation) -> list[tuple[str, str, bool]]:
     """Return what every student is trained on: (set, kind of labels, whether with augmentation)."""

@@ -70,7 +70,8 @@ def draw_random(context: Context, unit: Unit) -> Payload:
 def too_few_images(name: str, count: int, ipc: int) -> GvbsmError:
     """Return the error that a class has fewer training images than a set holds of it."""
     return GvbsmError(
-        f"class {name!r} has {count} training images, too few for {ipc} per class; lower synthesis.ipc (--ipc)"
+        f"class {name!r} has {count} training images, too few for {ipc} per class; "
+        "lower synthesis.ipc (--ipc)"
     )
 
 

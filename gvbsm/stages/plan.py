@@ -27,7 +27,7 @@ class Plan:
     """The units of a run of `recipe` on `data` into the folder `out`, sharing the folder `store`.
 
     Planning reads no artifact but the headers of label files that lie there; it builds the backbones, to see
-    what has to be measured. sets: image sets that something else makes, by name, in place of the planned ones.
+    what has to be measured. sets: image sets made by something else, by name, in place of the planned ones.
     """
 
     def __init__(
@@ -261,17 +261,9 @@ class Plan:
     def _student(self, student: Backbone, seed: int, which: str, labels: str, augmented: bool) -> Unit:
         recipe = self.recipe
         protocol = recipe.pretrain if which == "full" else recipe.evaluation
-        own = (
-            "students",
-            "seeds",
-            "distilled_hard",
-            "full_baseline",
-            "without_augmentation",
-            "random_baseline",
-        )
         used: list[Any] = [student, protocol]
         options = {
-            "protocol": protocol.options(*own),
+            "protocol": protocol.options(*evaluate.TRAINING_KEYS),
             "data": self.data.key,
             "set": which,
             "labels": labels,

@@ -64,9 +64,9 @@ def check_accuracies(units: Sequence[Unit], data: Data, least: float) -> None:
         reached = artifact.meta["top1"]
         if reached < least:
             raise GvbsmError(
-                f"backbone {unit.name!r} reaches {reached:.1%} on the test split, below the {least:.1%} that it "
-                "needs (chance, or pretrain.min_accuracy); train longer (--set pretrain.epochs=N), give it "
-                "weights or leave it out"
+                f"backbone {unit.name!r} reaches {reached:.1%} on the test split, below the {least:.1%} that "
+                "it needs (chance, or pretrain.min_accuracy); train longer (--set pretrain.epochs=N), give "
+                "it weights or leave it out"
             )
 
 

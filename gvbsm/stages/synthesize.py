@@ -47,7 +47,7 @@ def optimise(context: Context, unit: Unit) -> Payload:
 
 
 def optimise_together(context: Context, units: Sequence[Unit]) -> list[Payload]:
-    """Optimise image batches in one forward pass a step; those of one size, and half of them without memory."""
+    """Optimise image batches in one forward pass a step: those of one size, fewer if memory asks for it."""
     sizes = [len(unit.options["labels"]) for unit in units]
     if (alike := sizes.count(sizes[0])) < len(units):  # only the last one can be smaller
         return [*optimise_together(context, units[:alike]), *optimise_together(context, units[alike:])]

@@ -60,7 +60,7 @@ class SynthesisLoop:
     def run(self, on_step: OnStep, progress: Callable[[int, int], None]) -> None:
         """Take all steps; on_step(step, backbone, values) gets the loss terms of every `log_every`-th step.
 
-        Raises NotFiniteError if a loss or its gradient is not finite; the images are then as they were before.
+        Raises NotFiniteError if a loss or its gradient is not finite; the images are then as before.
         """
         count = self.section.iterations
         for step in range(count):

@@ -107,8 +107,8 @@ def test_a_missing_block_is_named_when_it_is_needed(copied):
         data.epoch(2)
 
 
-def test_labels_of_other_images_are_refused(copied, make_workspace, stages):
-    other = stages(make_workspace(("seed", 9), ("relabel.epochs", 1))).run("relabel")
+def test_labels_of_other_images_are_refused(copied, make_run):
+    other = make_run(("seed", 9), ("relabel.epochs", 1)).until("relabel")
     shutil.copy(other.out / "distilled" / "labels-00000.safetensors", copied)
     with pytest.raises(GvbsmError, match="labels other images"):
         DistilledDataset(copied)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from gvbsm.runtime.run import Workspace
 from safetensors import safe_open
 
 from gvbsm.cli.estimate import duration, size
 from gvbsm.cli.main import main
 from gvbsm.estimate.cost import estimate, label_bytes
 from gvbsm.estimate.trial import FakeData
-from gvbsm.runtime.workspace import Workspace
 
 TINY = {
     "backbones": [{"use": "convnet", "width": 4, "depth": 1}],
@@ -31,41 +31,41 @@ def _tensor_bytes(path: Path) -> int:
         return sum(file.get_tensor(key).nbytes for key in file.keys())  # noqa: SIM118
 
 
-def _estimated(workspace: Workspace) -> dict[str, Any]:
-    return estimate(workspace.recipe, workspace.registry, torch.device("cpu"), steps=2)
+def _estimated(run: Workspace) -> dict[str, Any]:
+    return estimate(run.recipe, run.context.registry, torch.device("cpu"), steps=2)
 
 
-def test_bytes_are_those_of_a_real_run(make_workspace: Any, stages: Any) -> None:
-    workspace = make_workspace(("relabel.epochs", 5))
-    found = _estimated(workspace)
-    stages(workspace).run("relabel")
-    out, store = workspace.out / "distilled", workspace.store
+def test_bytes_are_those_of_a_real_run(make_run: Any, stages: Any) -> None:
+    run = make_run(("relabel.epochs", 5))
+    found = _estimated(run)
+    run.until("relabel")
+    out, store = run.out / "distilled", run.store
 
     assert found["bytes"]["images"] == _tensor_bytes(out / "images.safetensors")
     labels = sum(_tensor_bytes(path) for path in out.glob("labels-*"))
     assert found["bytes"]["labels"] == pytest.approx(labels, rel=0.05)
-    backbones, statistics = stages(workspace).backbones(), stages(workspace).statistics()
+    backbones, statistics = run.backbones(), run.statistics()
     assert found["bytes"]["backbones"] == sum(_tensor_bytes(unit.path) for unit in backbones)
     assert found["bytes"]["statistics"] == sum(_tensor_bytes(unit.path) for unit in statistics)
     assert all(unit.path.is_relative_to(store) for unit in backbones)
 
 
-def test_time_is_of_the_right_order(make_workspace: Any, stages: Any, tmp_path: Path) -> None:
+def test_time_is_of_the_right_order(make_run: Any, stages: Any, tmp_path: Path) -> None:
     changes = [("synthesis.iterations", 60), ("pretrain.epochs", 8), ("evaluation.epochs", 12)]
-    workspace = make_workspace(*changes, store=tmp_path / "fresh")
-    found = _estimated(workspace)
+    run = make_run(*changes, store=tmp_path / "fresh")
+    found = _estimated(run)
     started = time.monotonic()
     try:
-        stages(workspace).run("evaluate")
+        run.until("evaluation")
     except Exception as error:  # a toy backbone below chance: what ran until then is no measure
         pytest.skip(f"the run ended early: {error}")
     assert found["seconds"] / 20 < time.monotonic() - started < found["seconds"] * 20
 
 
-def test_steps_are_those_that_the_recipe_asks_for(make_workspace: Any) -> None:
-    workspace = make_workspace()
-    costs = {cost["stage"]: cost for cost in _estimated(workspace)["stages"]}
-    recipe, train = workspace.recipe, workspace.train
+def test_steps_are_those_that_the_recipe_asks_for(make_run: Any) -> None:
+    run = make_run()
+    costs = {cost["stage"]: cost for cost in _estimated(run)["stages"]}
+    recipe, train = run.recipe, run.data.train
     assert list(costs) == STAGES
     assert costs["pretrain"]["steps"] == 2 * recipe.pretrain.epochs * len(train) // recipe.pretrain.batch
     assert costs["measure"]["steps"] == 2 * -(-len(train) // recipe.measure.batch)
@@ -75,10 +75,10 @@ def test_steps_are_those_that_the_recipe_asks_for(make_workspace: Any) -> None:
         assert cost["seconds"] == pytest.approx(cost["seconds_per_step"] * cost["steps"])
 
 
-def test_nothing_is_left_behind(make_workspace: Any) -> None:
-    workspace = make_workspace(out="untouched")
-    _estimated(workspace)
-    assert not workspace.out.exists()
+def test_nothing_is_left_behind(make_run: Any) -> None:
+    run = make_run(out="untouched")
+    _estimated(run)
+    assert not run.out.exists()
 
 
 def test_a_data_set_that_is_not_at_hand() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from gvbsm.runtime.run import Workspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +17,6 @@ from torch import Tensor
 from gvbsm.distilled import labels
 from gvbsm.distilled.dataset import DistilledDataset, LabelBlocks
 from gvbsm.distilled.views import EpochViews, draw
-from gvbsm.runtime.workspace import Workspace
 from gvbsm.stages import relabel
 from gvbsm_registry import Codec, GvbsmError, Registry, View
 from gvbsm_registry.artifacts import Artifact, read, write
@@ -96,20 +96,19 @@ Make = Callable[..., Workspace]
 
 
 def relabelled(make: Make, stages: Any, out: str, *changes: tuple[str, Any]) -> Path:
-    workspace = make(*changes, out=out)
-    stages(workspace).run("relabel")
-    return workspace.out / "distilled"
+    run = make(*changes, out=out)
+    run.until("relabel")
+    return run.out / "distilled"
 
 
 CODECS = ["fp16", "int8", {"use": "topk", "k": 2}]
 
 
 def test_every_codec_stores_the_same_views_and_its_own_logits(
-    make_workspace: Make, stages: Any, registry: Registry
+    make_run: Make, stages: Any, registry: Registry
 ) -> None:
     sets = [
-        relabelled(make_workspace, stages, f"out{number}", ("relabel.codec", codec))
-        for number, codec in enumerate(CODECS)
+        relabelled(make_run, f"out{number}", ("relabel.codec", codec)) for number, codec in enumerate(CODECS)
     ]
     full = DistilledDataset(sets[0])
     for folder, name in zip(sets, CODECS, strict=True):
@@ -122,12 +121,12 @@ def test_every_codec_stores_the_same_views_and_its_own_logits(
             assert torch.allclose(found.epoch(epoch).logits, expected, atol=0.05 if name == "int8" else 5e-3)
 
 
-def test_labels_are_the_ensembles_on_the_replayed_views(make_workspace: Make, stages: Any) -> None:
-    workspace = make_workspace(("relabel.epochs_per_file", 3))
-    runner = stages(workspace)
-    runner.run("relabel")
-    modules = [relabel.pretrain.load(workspace, unit) for unit in runner.backbones()]
-    found = DistilledDataset(workspace.out / "distilled")
+def test_labels_are_the_ensembles_on_the_replayed_views(make_run: Make, stages: Any) -> None:
+    run = make_run(("relabel.epochs_per_file", 3))
+    runner = run
+    runner.until("relabel")
+    modules = [relabel.pretrain.load_backbone(run.context, unit) for unit in runner.backbones()]
+    found = DistilledDataset(run.out / "distilled")
     for epoch in (0, 2, 3):
         for views, logits, _ in found.batches(epoch, 4):
             with torch.no_grad():
@@ -135,9 +134,9 @@ def test_labels_are_the_ensembles_on_the_replayed_views(make_workspace: Make, st
             assert torch.allclose(logits, expected, atol=0.02, rtol=2e-3)
 
 
-def test_pruned_labels_are_the_first_epochs_and_come_round(make_workspace: Make, stages: Any) -> None:
-    full = DistilledDataset(relabelled(make_workspace, stages, "full"))
-    few = DistilledDataset(relabelled(make_workspace, stages, "few", ("relabel.keep_fraction", 0.5)))
+def test_pruned_labels_are_the_first_epochs_and_come_round(make_run: Make, stages: Any) -> None:
+    full = DistilledDataset(relabelled(make_run, "full"))
+    few = DistilledDataset(relabelled(make_run, "few", ("relabel.keep_fraction", 0.5)))
     assert (full.epochs, few.epochs) == (4, 2)
     for epoch in range(4):
         assert same(few.epoch(epoch).views, full.epoch(epoch % 2).views)
@@ -145,8 +144,8 @@ def test_pruned_labels_are_the_first_epochs_and_come_round(make_workspace: Make,
     assert 2 * few._blocks.bytes == pytest.approx(full._blocks.bytes, rel=0.1)
 
 
-def test_at_least_one_epoch_is_kept(make_workspace: Make) -> None:
-    section = make_workspace(("relabel.keep_fraction", 0.001)).recipe.relabel
+def test_at_least_one_epoch_is_kept(make_run: Make) -> None:
+    section = make_run(("relabel.keep_fraction", 0.001)).recipe.relabel
     assert relabel.kept_epochs(section) == 1
 
 
@@ -157,8 +156,8 @@ def altered(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_labels_of_an_unknown_codec_or_layout_are_refused(make_workspace: Make, stages: Any) -> None:
-    folder = relabelled(make_workspace, stages, "out")
+def test_labels_of_an_unknown_codec_or_layout_are_refused(make_run: Make, stages: Any) -> None:
+    folder = relabelled(make_run, "out")
     key = read(folder / "images.safetensors").key
     path = altered(folder, codec={"use": "zip"})
     with pytest.raises(GvbsmError, match="zip") as error:
@@ -171,12 +170,12 @@ def test_labels_of_an_unknown_codec_or_layout_are_refused(make_workspace: Make, 
 
 
 def test_logits_that_are_not_finite_are_refused(
-    make_workspace: Make, stages: Any, monkeypatch: pytest.MonkeyPatch
+    make_run: Make, stages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = make_workspace()
-    stages(workspace).run("synthesize")
-    ensembler = type(workspace.recipe.relabel.ensembler)
+    run = make_run()
+    run.until("synthesis")
+    ensembler = type(run.recipe.relabel.ensembler)
     monkeypatch.setattr(ensembler, "combine", lambda self, logits: logits.mean(0) * float("nan"))
     with pytest.raises(GvbsmError, match=r"epoch 0 are not finite"):
-        stages(workspace).run("relabel")
-    assert not list(workspace.out.rglob("labels-*"))
+        run.until("relabel")
+    assert not list(run.out.rglob("labels-*"))

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gvbsm.runtime.run import Workspace, open_store
+from gvbsm_registry.stores import RemoteStore
 
 from gvbsm import pipeline
 from gvbsm.runtime import units
-from gvbsm.runtime.workspace import Workspace, open_store
 from gvbsm_registry import GvbsmError
-from gvbsm_registry.stores import RemoteStore
 
 Make = Callable[..., Workspace]
 
 
-def test_another_machine_reuses_everything(make_workspace: Make, tmp_path: Path) -> None:
+def test_another_machine_reuses_everything(make_run: Make, tmp_path: Path) -> None:
     url = f"memory://{tmp_path}"
-    first = make_workspace(out="one", store=tmp_path / "cache1")
+    first = make_run(out="one", store=tmp_path / "cache1")
     first.remote = RemoteStore(url)
     pipeline.run_stages(first)
-    second = make_workspace(out="two", store=tmp_path / "cache2")
+    second = make_run(out="two", store=tmp_path / "cache2")
     second.remote = RemoteStore(url)
     pipeline.run_stages(second)
     made = {path.relative_to(first.out) for path in first.out.rglob("*") if path.suffix != ".jsonl"}
@@ -43,16 +43,16 @@ class Elsewhere:
 
     def run_watched(self, tasks: Any, take: Any) -> Any:
         for index, task in enumerate(tasks):
-            workspace, unit = task.args
+            run, unit = task.args
             self.count += 1
             moved = Workspace(
-                workspace.recipe,
-                workspace.registry,
-                workspace.out,
-                workspace.store,
-                workspace.device,
-                workspace.reporter,
-                workspace.executor,
+                run.recipe,
+                run.context.registry,
+                run.out,
+                run.store,
+                run.context.device,
+                run.reporter,
+                run.executor,
                 self.remote,
             )
             hidden = {path: path.read_bytes() for path in self.folder.rglob("*.safetensors")}
@@ -66,46 +66,46 @@ class Elsewhere:
             yield index, summary
 
 
-def test_workers_need_nothing_but_the_store(make_workspace: Make, tmp_path: Path) -> None:
-    plain = make_workspace(out="plain", store=tmp_path / "plain" / "store")
+def test_workers_need_nothing_but_the_store(make_run: Make, tmp_path: Path) -> None:
+    plain = make_run(out="plain", store=tmp_path / "plain" / "store")
     pipeline.run_stages(plain)
-    workspace = make_workspace(out="far/out", store=tmp_path / "far" / "store")
-    workspace.remote = RemoteStore(f"file://{tmp_path}/remote")
-    executor = Elsewhere(tmp_path / "far", workspace.remote)
-    workspace.executor = executor  # type: ignore[assignment]
-    pipeline.run_stages(workspace)
+    run = make_run(out="far/out", store=tmp_path / "far" / "store")
+    run.remote = RemoteStore(f"file://{tmp_path}/remote")
+    executor = Elsewhere(tmp_path / "far", run.remote)
+    run.executor = executor  # type: ignore[assignment]
+    run.until("evaluation")
     assert executor.count > 8
     for name in ("distilled/images.safetensors", "distilled/labels-00001.safetensors", "results.json"):
-        assert (plain.out / name).read_bytes() == (workspace.out / name).read_bytes()
+        assert (plain.out / name).read_bytes() == (run.out / name).read_bytes()
 
 
-def test_an_altered_object_stops_the_run_by_name(make_workspace: Make, tmp_path: Path) -> None:
-    first = make_workspace(out="one", store=tmp_path / "cache1")
+def test_an_altered_object_stops_the_run_by_name(make_run: Make, tmp_path: Path) -> None:
+    first = make_run(out="one", store=tmp_path / "cache1")
     first.remote = RemoteStore(f"file://{tmp_path}/remote")
     pipeline.run_stages(first, "pretrain")
     victim = next((tmp_path / "remote" / "backbone").glob("*.safetensors"))
     data = bytearray(victim.read_bytes())
     data[-1] ^= 1
     victim.write_bytes(data)
-    second = make_workspace(out="two", store=tmp_path / "cache2")
+    second = make_run(out="two", store=tmp_path / "cache2")
     second.remote = first.remote
     with pytest.raises(GvbsmError, match=victim.name):
         pipeline.run_stages(second, "pretrain")
 
 
-def test_a_workspace_travels(make_workspace: Make, tmp_path: Path) -> None:
-    workspace = make_workspace()
-    workspace.remote = RemoteStore(f"memory://{tmp_path}")
-    far = pickle.loads(pickle.dumps(workspace))
+def test_a_workspace_travels(make_run: Make, tmp_path: Path) -> None:
+    run = make_run()
+    run.remote = RemoteStore(f"memory://{tmp_path}")
+    far = pickle.loads(pickle.dumps(run))
     assert (far.recipe, far.out, far.store, far.device) == (
-        workspace.recipe,
-        workspace.out,
-        workspace.store,
-        workspace.device,
+        run.recipe,
+        run.out,
+        run.store,
+        run.context.device,
     )
-    assert far.remote.url == workspace.remote.url
-    assert far.data_key == workspace.data_key
-    assert pickle.loads(pickle.dumps(workspace)) is far  # the data is opened once in a worker
+    assert far.remote.url == run.remote.url
+    assert far.data_key == run.data_key
+    assert pickle.loads(pickle.dumps(run)) is far  # the data is opened once in a worker
     far.reporter.say("nobody listens")
 
 

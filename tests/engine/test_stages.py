@@ -48,95 +48,93 @@ def toy_net(width: int, path: Path) -> nn.Module:
 # Pretrain
 
 
-def test_a_backbone_no_better_than_chance_stops_the_run(make_workspace):
-    workspace = make_workspace(
-        ("pretrain.learning_rate", 1e-9), ("pretrain.epochs", 1), ("data.noise", 900.0)
-    )
+def test_a_backbone_no_better_than_chance_stops_the_run(make_run):
+    run = make_run(("pretrain.learning_rate", 1e-9), ("pretrain.epochs", 1), ("data.noise", 900.0))
     with pytest.raises(GvbsmError, match=r"'toy_net' reaches \d+\.\d% .*below the 51\.6%.*pretrain\.epochs"):
-        pipeline.run_stages(workspace)
-    assert not (workspace.out / "distilled").exists()
+        run.until("evaluation")
+    assert not (run.out / "distilled").exists()
 
 
-def test_a_floor_above_what_a_backbone_reaches_stops_the_run_and_trains_nothing_anew(make_workspace, stages):
-    units = stages(make_workspace(("data.noise", 110.0))).backbones()
+def test_a_floor_above_what_a_backbone_reaches_stops_the_run_and_trains_nothing_anew(make_run):
+    units = make_run(("data.noise", 110.0)).backbones()
     accuracies = [unit.read().meta["top1"] for unit in units]
     assert all(0.55 < accuracy < 1 for accuracy in accuracies)
-    workspace = make_workspace(("data.noise", 110.0), ("pretrain.min_accuracy", 1.0))
-    assert all(unit.done() for unit in pretrain.units(workspace))
+    run = make_run(("data.noise", 110.0), ("pretrain.min_accuracy", 1.0))
+    assert all(unit.done() for unit in run.plan.backbones)
     with pytest.raises(GvbsmError, match=r"below the 100\.0%"):
-        pretrain.check(workspace, pretrain.units(workspace))
-    enough = make_workspace(("data.noise", 110.0), ("pretrain.min_accuracy", min(accuracies)))
+        pretrain.check(run, run.plan.backbones)
+    enough = make_run(("data.noise", 110.0), ("pretrain.min_accuracy", min(accuracies)))
     pretrain.check(enough, pretrain.units(enough))
 
 
-def test_a_test_split_too_small_to_tell_can_be_passed(make_workspace, stages):
-    workspace = make_workspace(("data.tests", 1), ("data.noise", 1.0))
-    units = stages(workspace).backbones()
+def test_a_test_split_too_small_to_tell_can_be_passed(make_run):
+    run = make_run(("data.tests", 1), ("data.noise", 1.0))
+    units = run.backbones()
     assert units[0].read().meta["top1"] == 1.0
-    pretrain.check(workspace, units)
+    pretrain.check(run, units)
 
 
-def test_weights_of_a_file_are_taken_as_they_are(make_workspace, stages, tmp_path):
-    first = stages(make_workspace(("backbones", [{"use": "convnet", "width": 8, "depth": 2}])))
+def test_weights_of_a_file_are_taken_as_they_are(make_run, tmp_path):
+    first = make_run(("backbones", [{"use": "convnet", "width": 8, "depth": 2}]))
     (trained,) = first.backbones()
     weights = opened(trained.path)[0]
     save_file(weights, tmp_path / "weights.safetensors")
     table = {"use": "convnet", "width": 8, "depth": 2, "weights": str(tmp_path / "weights.safetensors")}
-    workspace = make_workspace(("backbones", [table]), ("pretrain.epochs", 0))
-    (taken,) = stages(workspace).backbones()
+    run = make_run(("backbones", [table]), ("pretrain.epochs", 0))
+    (taken,) = run.backbones()
     found, meta = opened(taken.path)
     assert all(torch.equal(found[name], value) for name, value in weights.items())
     assert meta["top1"] == trained.read().meta["top1"]
     assert meta["epochs"] == 0
-    module = pretrain.load(workspace, taken)
+    module = pretrain.load_backbone(run.context, taken)
     assert not module.training
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
     weights["classifier.bias"][0] += 100  # another file behind the same name is another unit
     save_file(weights, tmp_path / "weights.safetensors")
-    assert pretrain.units(workspace)[0].key != taken.key
+    assert run.plan.backbones[0].key != taken.key
 
 
-def test_two_equal_backbones_are_trained_apart(make_workspace, stages):
-    workspace = make_workspace(("backbones", ["toy_net", "toy_net"]))
-    units = stages(workspace).backbones()
+def test_two_equal_backbones_are_trained_apart(make_run):
+    run = make_run(("backbones", ["toy_net", "toy_net"]))
+    units = run.backbones()
     assert [unit.name for unit in units] == ["toy_net", "toy_net-2"]
     assert not torch.equal(units[0].read().tensors["0.weight"], units[1].read().tensors["0.weight"])
 
 
-def test_artifacts_of_other_classes_are_refused(make_workspace, stages):
-    units = stages(make_workspace()).backbones()
-    renamed = make_workspace(("data.names", ["ant", "cat", "bee"]))
+def test_artifacts_of_other_classes_are_refused(make_run):
+    units = make_run().backbones()
+    renamed = make_run(("data.names", ["ant", "cat", "bee"]))
     with pytest.raises(GvbsmError, match=r"another order.*use the data set it was made for"):
         pretrain.load(renamed, units[0])
-    fewer = make_workspace(("data.names", ["ant", "bee", "dog", "elk"]))
+    fewer = make_run(("data.names", ["ant", "bee", "dog", "elk"]))
     with pytest.raises(GvbsmError, match=r"3 classes.*4.*lacks \['dog', 'elk'\], has \['cat'\]"):
         pretrain.load(fewer, units[0])
     assert pretrain.units(renamed)[0].key != units[0].key
 
 
-def test_normalisation_is_given_or_measured(make_workspace):
-    workspace = make_workspace(("data.channels", 3))
-    pixels = workspace.train.images.double().transpose(0, 1).flatten(1) / 255
-    mean, std = workspace.moments
+def test_normalisation_is_given_or_measured(make_run):
+    run = make_run(("data.channels", 3))
+    pixels = run.data.train.images.double().transpose(0, 1).flatten(1) / 255
+    mean, std = run.data.normalization
     assert mean == pytest.approx(pixels.mean(1).tolist(), abs=1e-6)
     assert std == pytest.approx(pixels.std(1, unbiased=False).tolist(), abs=1e-6)
     assert torch.equal(
-        workspace.quantize(workspace.normalize(workspace.train.images)), workspace.train.images
+        run.data.normalization.quantize(run.context.normalize(run.data.train.images)), run.data.train.images
     )
-    half = make_workspace(("data.channels", 3), ("data.mean", [0.1, 0.2, 0.3]))
+    half = make_run(("data.channels", 3), ("data.mean", [0.1, 0.2, 0.3]))
     assert half.moments == ((0.1, 0.2, 0.3), std)
     with pytest.raises(GvbsmError, match=r"data\.std: needs 3 values"):
-        _ = make_workspace(("data.channels", 3), ("data.std", [0.5])).moments
+        _ = make_run(("data.channels", 3), ("data.std", [0.5])).moments
 
 
 # Measure
 
 
 @pytest.mark.parametrize("batch", [8, 10])  # three equal batches; two and a ragged one
-def test_statistics_are_equation_9(make_workspace, stages, batch):
-    workspace = make_workspace(("measure.batch", batch))
-    run = stages(workspace)
+def test_statistics_are_equation_9(make_run, batch):
+    run = make_run(("measure.batch", batch))
+    run = run
     units = run.statistics()
     for width, backbone, unit in zip((6, 8), run.backbones(), units, strict=True):
         tensors, meta = opened(unit.path)
@@ -144,11 +142,11 @@ def test_statistics_are_equation_9(make_workspace, stages, batch):
         assert meta["images"] == 24
         model = toy_net(width, backbone.path).double()
         order = torch.randperm(24, generator=torch.Generator().manual_seed(unit.seed))
-        (mean,), (std,) = workspace.moments
-        images = (workspace.train.images.double() / 255 - mean) / std
+        (mean,), (std,) = run.data.normalization
+        images = (run.data.train.images.double() / 255 - mean) / std
         right = textbook.measure(model, [images[index] for index in order.split(batch)])
         whole = textbook.measure(model, [images])
-        matchers = workspace.recipe.synthesis.matchers[1:]
+        matchers = run.recipe.synthesis.matchers[1:]
         assert len(tensors) == 2 * 2 * 2
         for matcher in matchers:
             for site, moments in right[matcher.name].items():
@@ -165,23 +163,23 @@ def test_statistics_are_equation_9(make_workspace, stages, batch):
                 assert bool((variance <= whole[matcher.name][site]["var"] + 1e-6).all())
 
 
-def test_measuring_again_does_no_work(make_workspace, stages, monkeypatch):
-    stages(make_workspace()).statistics()
-    again = make_workspace(("synthesis.iterations", 99), ("synthesis.ipc", 1), out="other")
+def test_measuring_again_does_no_work(make_run, monkeypatch):
+    make_run().statistics()
+    again = make_run(("synthesis.iterations", 99), ("synthesis.ipc", 1), out="other")
     monkeypatch.setattr(measure, "StatisticsCollector", lambda *_: pytest.fail("measured again"))
-    units = stages(again).statistics()
+    units = again.statistics()
     assert all(unit.done() for unit in units)
 
 
-def test_matchers_that_know_their_targets_measure_nothing(make_workspace, stages):
-    assert stages(make_workspace(("synthesis.matchers", ["bn"]))).statistics() == []
+def test_matchers_that_know_their_targets_measure_nothing(make_run):
+    assert make_run(("synthesis.matchers", ["bn"])).statistics() == []
 
 
-def test_streamed_data_gives_the_same_statistics(make_workspace, stages, tmp_path):
-    kept = stages(make_workspace()).statistics()
-    streamed = stages(make_workspace(("data.streamed", True), out="b")).workspace
+def test_streamed_data_gives_the_same_statistics(make_run, tmp_path):
+    kept = make_run().statistics()
+    streamed = make_run(("data.streamed", True), out="b").run
     backbones = pretrain.units(streamed)
-    found = measure.units(streamed, stages(make_workspace()).backbones())[:1]
+    found = measure.units(streamed, make_run().backbones())[:1]
     del backbones
     moved = [type(unit)(**{**vars(unit), "place": tmp_path / "s"}) for unit in found]
     execute(streamed, "measure", moved)
@@ -216,13 +214,13 @@ def plain_views(images: Tensor, block: dict[str, Tensor], epoch: int) -> Tensor:
     return torch.stack(mixed)
 
 
-def test_labels_can_be_made_again_from_the_files_alone(make_workspace, stages):
+def test_labels_can_be_made_again_from_the_files_alone(make_run):
     changes = [("relabel.augmentation", {"use": "resized_crop", "roll": 2}), ("relabel.cutmix", 0.7)]
-    workspace = stages(make_workspace(*changes)).run("relabel")
-    folder = workspace.out / "distilled"
+    run = make_run(*changes).until("relabel")
+    folder = run.out / "distilled"
     stored, meta = opened(folder / "images.safetensors")
     images = (stored["images"].float() / 255 - meta["mean"][0]) / meta["std"][0]
-    units = pretrain.units(workspace)
+    units = run.plan.backbones
     models = [toy_net(width, unit.path) for width, unit in zip((6, 8), units, strict=True)]
     files = sorted(folder.glob("labels-*.safetensors"))
     assert [opened(path)[1]["first_epoch"] for path in files] == [0, 2]
@@ -235,19 +233,19 @@ def test_labels_can_be_made_again_from_the_files_alone(make_workspace, stages):
             torch.testing.assert_close(block["logits.logits"][epoch].float(), logits, rtol=2**-10, atol=2e-3)
 
 
-def labels_of(workspace) -> list[dict[str, Tensor]]:
+def labels_of(run) -> list[dict[str, Tensor]]:
     from gvbsm.distilled.dataset import DistilledDataset
 
-    data = DistilledDataset(workspace.out / "distilled")
+    data = DistilledDataset(run.out / "distilled")
     epochs = [data.epoch(number) for number in range(data.epochs)]
     return [{"logits": epoch.logits, **epoch.views.tensors()} for epoch in epochs]
 
 
-def test_the_size_of_blocks_changes_no_epoch(make_workspace, stages):
+def test_the_size_of_blocks_changes_no_epoch(make_run):
     found = []
     for block, epochs in ((2, 4), (3, 4), (50, 4), (2, 3)):
         changes = [("relabel.epochs_per_file", block), ("relabel.epochs", epochs)]
-        found.append(labels_of(stages(make_workspace(*changes, out=f"{block}-{epochs}")).run("relabel")))
+        found.append(labels_of(make_run(*changes, out=f"{block}-{epochs}").until("relabel")))
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=False):
             assert all(torch.equal(one[name], two[name]) for name in one)
@@ -255,17 +253,17 @@ def test_the_size_of_blocks_changes_no_epoch(make_workspace, stages):
     assert not torch.equal(found[0][0]["logits"], found[0][1]["logits"])
 
 
-def test_logit_normalisation_is_equation_8(make_workspace, stages):
+def test_logit_normalisation_is_equation_8(make_run):
     """Every backbone's logits of a labelled batch, scaled to the mean of their Frobenius norms."""
     changes = [("relabel.ensembler", "normalized"), ("relabel.cutmix", 0.0), ("relabel.augmentation", "none")]
-    workspace = stages(make_workspace(*changes, ("relabel.batch", 6), ("relabel.epochs", 1))).run("relabel")
-    stored, meta = opened(workspace.out / "distilled" / "images.safetensors")
+    run = make_run(*changes, ("relabel.batch", 6), ("relabel.epochs", 1)).until("relabel")
+    stored, meta = opened(run.out / "distilled" / "images.safetensors")
     images = (stored["images"].float() / 255 - meta["mean"][0]) / meta["std"][0]
-    units = pretrain.units(workspace)
+    units = run.plan.backbones
     each = [toy_net(width, unit.path)(images) for width, unit in zip((6, 8), units, strict=True)]
     norms = [logits.square().sum().sqrt() for logits in each]
     expected = sum(logits * (sum(norms) / 2) / norm for logits, norm in zip(each, norms, strict=True)) / 2
-    torch.testing.assert_close(labels_of(workspace)[0]["logits"], expected, rtol=2**-10, atol=2e-3)
+    torch.testing.assert_close(labels_of(run)[0]["logits"], expected, rtol=2**-10, atol=2e-3)
 
 
 # Evaluate
@@ -274,10 +272,10 @@ def test_logit_normalisation_is_equation_8(make_workspace, stages):
 RECORD = {"set", "labels", "ipc", "student", "seed", "top1", "epochs", "image_bytes", "label_bytes"}
 
 
-def test_results_hold_the_distilled_set_and_its_baselines(make_workspace, stages):
+def test_results_hold_the_distilled_set_and_its_baselines(make_run):
     changes = [("evaluation.seeds", [0, 5]), ("evaluation.epochs", 3), ("evaluation.test_every", 2)]
-    workspace = stages(make_workspace(*changes)).run("evaluate")
-    results = json.loads((workspace.out / "results.json").read_text())
+    run = make_run(*changes).until("evaluation")
+    results = json.loads((run.out / "results.json").read_text())
     assert results["schema"] == 1
     records = results["records"]
     assert [(r["set"], r["labels"], r["seed"]) for r in records] == [
@@ -293,17 +291,17 @@ def test_results_hold_the_distilled_set_and_its_baselines(make_workspace, stages
         assert 0 <= record["top1"] <= record["best_top1"] <= 1
         assert (record["top1"] * 60) == pytest.approx(round(record["top1"] * 60))
         assert record["protocol"]["evaluation"]["epochs"] == 3
-        folder = workspace.out / ("distilled" if record["set"] == "distilled" else "baselines/random")
+        folder = run.out / ("distilled" if record["set"] == "distilled" else "baselines/random")
         assert record["image_bytes"] == (folder / "images.safetensors").stat().st_size
         soft = sum(path.stat().st_size for path in folder.glob("labels-*"))
         assert record["label_bytes"] == (soft if record["labels"] == "soft" else 8 * 6)
 
 
-def test_the_whole_set_and_hard_labels_on_demand(make_workspace, stages):
-    workspace = stages(
-        make_workspace(("evaluation.full_baseline", True), ("evaluation.distilled_hard", True))
-    ).run("evaluate")
-    records = {(r["set"], r["labels"]): r for r in pipeline.results(workspace.out)}
+def test_the_whole_set_and_hard_labels_on_demand(make_run):
+    run = make_run(("evaluation.full_baseline", True), ("evaluation.distilled_hard", True)).until(
+        "evaluation"
+    )
+    records = {(r["set"], r["labels"]): r for r in pipeline.results(run.out)}
     assert set(records) == {
         ("distilled", "soft"),
         ("distilled", "hard"),
@@ -319,34 +317,34 @@ def test_the_whole_set_and_hard_labels_on_demand(make_workspace, stages):
     assert full["top1"] > 0.8
 
 
-def test_random_images_are_distinct_training_images_of_their_class(make_workspace, stages):
-    workspace = stages(make_workspace(("synthesis.ipc", 8), ("synthesis.iterations", 0))).run("synthesize")
-    stored, _ = opened(workspace.out / "baselines" / "random" / "images.safetensors")
-    train = workspace.train
+def test_random_images_are_distinct_training_images_of_their_class(make_run):
+    run = make_run(("synthesis.ipc", 8), ("synthesis.iterations", 0)).until("synthesis")
+    stored, _ = opened(run.out / "baselines" / "random" / "images.safetensors")
+    train = run.data.train
     for label in range(3):
         mine = {tuple(i.flatten().tolist()) for i in stored["images"][stored["labels"] == label]}
         assert mine == {tuple(i.flatten().tolist()) for i in train.images[train.labels == label]}
         assert len(mine) == 8
 
 
-def test_a_finished_run_is_not_done_again(make_workspace, stages):
-    workspace = stages(make_workspace()).run("evaluate")
-    files = {path: path.stat().st_mtime_ns for path in workspace.out.rglob("*.safetensors")}
-    before = (workspace.out / "results.json").read_text()
-    stages(make_workspace()).run("evaluate")
-    assert {path: path.stat().st_mtime_ns for path in workspace.out.rglob("*.safetensors")} == files
-    assert (workspace.out / "results.json").read_text() == before
+def test_a_finished_run_is_not_done_again(make_run):
+    run = make_run().until("evaluation")
+    files = {path: path.stat().st_mtime_ns for path in run.out.rglob("*.safetensors")}
+    before = (run.out / "results.json").read_text()
+    make_run().until("evaluation")
+    assert {path: path.stat().st_mtime_ns for path in run.out.rglob("*.safetensors")} == files
+    assert (run.out / "results.json").read_text() == before
     started = [
         json.loads(line)
-        for line in (workspace.out / "log.jsonl").read_text().splitlines()
+        for line in (run.out / "log.jsonl").read_text().splitlines()
         if '"stage_started"' in line
     ]
     half = len(started) // 2
     assert all(event["units"] == 0 for event in started[half:])
 
 
-def test_relabelling_otherwise_leaves_no_block_of_before(make_workspace, stages):
-    stages(make_workspace(("relabel.epochs", 6))).run("relabel")
-    workspace = stages(make_workspace(("relabel.epochs", 2))).run("relabel")
-    assert len(list((workspace.out / "distilled").glob("labels-*"))) == 1
-    assert len(labels_of(workspace)) == 2
+def test_relabelling_otherwise_leaves_no_block_of_before(make_run):
+    make_run(("relabel.epochs", 6)).until("relabel")
+    run = make_run(("relabel.epochs", 2)).until("relabel")
+    assert len(list((run.out / "distilled").glob("labels-*"))) == 1
+    assert len(labels_of(run)) == 2

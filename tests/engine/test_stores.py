@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gvbsm_registry.stores import RemoteStore, is_url
 
 from gvbsm_registry import GvbsmError
-from gvbsm_registry.stores import RemoteStore, is_url
 
 KEY, OTHER = "a" * 64, "b" * 64
 

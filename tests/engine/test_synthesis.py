@@ -92,13 +92,13 @@ def moved(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(seen)
 
 
-def test_three_steps_equal_the_papers_written_out(make_workspace, stages, double):
+def test_three_steps_equal_the_papers_written_out(make_run, double):
     """Noise, augmentation, Eqs. 5, 6, 10, 14, Adam, cosine, clamping, 8 bits: images and every term."""
     wanted = [{"use": "bn"}, *({"use": name, "drop_rate": 0.5} for name in MATCHERS[1:])]
     changes = [("synthesis.batch", 6), ("synthesis.iterations", 3), ("synthesis.matchers", wanted)]
     changes += [("backbones.0.match_weight", 0.5), ("backbones.1.match_weight", 20.0)]
-    workspace = make_workspace(*changes)
-    run = stages(workspace)
+    run = make_run(*changes)
+    run = run
     statistics = [unit.read().tensors for unit in run.statistics()]
     models = [loaded(width, unit.path) for width, unit in zip((6, 8), run.backbones(), strict=True)]
     (unit,) = run.synthesized()
@@ -111,7 +111,7 @@ def test_three_steps_equal_the_papers_written_out(make_workspace, stages, double
                 site: {s: measured[target_name(matcher, site, s)].double() for s in ("mean", "var")}
                 for site in convolutions
             }
-            for matcher in workspace.recipe.synthesis.matchers[1:]
+            for matcher in run.recipe.synthesis.matchers[1:]
         }
         drop_rate = {"bn": 0.0, "conv_channel": 0.5, "conv_patch": 0.5}
         books.append(
@@ -119,13 +119,13 @@ def test_three_steps_equal_the_papers_written_out(make_workspace, stages, double
                 model, targets=targets, momentum=0.8, drop_rate=drop_rate, weight=0.01 * factor, dd_weight=0
             )
         )
-    generator = workspace.generator("synthesize", 0)
-    (mean,), (std,) = workspace.moments
+    generator = run.generator("synthesize", 0)
+    (mean,), (std,) = run.data.normalization
     low, high = -mean / std, (1 - mean) / std
     images = torch.randn(6, 1, 8, 8, generator=generator).clamp(low, high)
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     first, second = torch.zeros_like(images), torch.zeros_like(images)
-    events = steps_logged(workspace.out)
+    events = steps_logged(run.out)
     assert [(event["step"], event["labels"]["backbone"]) for event in events] == [
         (0, "toy_net"),
         (1, "toy_net-2"),
@@ -155,51 +155,51 @@ def test_three_steps_equal_the_papers_written_out(make_workspace, stages, double
     assert artifact.tensors["ranks"].tolist() == [0, 1, 0, 1, 0, 1]
 
 
-def distilled(workspace) -> Tensor:
-    return read(workspace.out / "distilled" / "images.safetensors", "distilled").tensors["images"]
+def distilled(run) -> Tensor:
+    return read(run.out / "distilled" / "images.safetensors", "distilled").tensors["images"]
 
 
-def made(make_workspace, stages, *changes, out="out") -> Tensor:
-    return distilled(stages(make_workspace(*changes, out=out)).run("synthesize"))
+def made(make_run, *changes, out="out") -> Tensor:
+    return distilled(make_run(*changes, out=out).until("synthesis"))
 
 
-def test_a_term_that_is_left_out_changes_the_images(make_workspace, stages):
+def test_a_term_that_is_left_out_changes_the_images(make_run):
     names = ["bn", "conv_channel", "conv_patch"]
     # At τ = 4 a start as lopsided as two noisy copies of one picture pulls by e⁻¹⁵, which no 8 bits show.
     changes = [*PLAIN, ("synthesis.regularizers", [{"use": "dd", "temperature": 50.0}])]
     changes += [("synthesis.matchers", [{"use": name, "weight": 1.0} for name in names])]
-    found = [made(make_workspace, stages, *changes)]
+    found = [made(make_run, *changes)]
     for number, name in enumerate(names):
         rest = [{"use": other, "weight": 1.0} for other in names if other != name]
-        found.append(made(make_workspace, stages, *changes, ("synthesis.matchers", rest), out=str(number)))
-    found.append(made(make_workspace, stages, *changes, ("synthesis.regularizers", []), out="dd"))
+        found.append(made(make_run, *changes, ("synthesis.matchers", rest), out=str(number)))
+    found.append(made(make_run, *changes, ("synthesis.regularizers", []), out="dd"))
     assert len({tuple(images.flatten().tolist()) for images in found}) == 5
-    logged = steps_logged(Path(make_workspace(out="1").out))
+    logged = steps_logged(Path(make_run(out="1").out))
     assert set(logged[0]["values"]) == {"cross_entropy", "bn", "conv_patch", "dd", "total", "learning_rate"}
 
 
-def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(make_workspace, stages):
+def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(make_run):
     one, two, three = (
-        made(make_workspace, stages, ("seed", seed), out=out) for seed, out in ((3, "a"), (3, "b"), (4, "c"))
+        made(make_run, ("seed", seed), out=out) for seed, out in ((3, "a"), (3, "b"), (4, "c"))
     )
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
 
 
-def test_a_batch_does_not_depend_on_which_others_ran_before(make_workspace, stages):
-    forward, backward = make_workspace(out="a"), make_workspace(out="b")
-    planned = stages(forward).batches()
+def test_a_batch_does_not_depend_on_which_others_ran_before(make_run):
+    forward, backward = make_run(out="a"), make_run(out="b")
+    planned = forward.batches()
     execute(forward, "synthesize", planned)
-    reverse = stages(backward).batches()[::-1]
+    reverse = backward.batches()[::-1]
     execute(backward, "synthesize", reverse)
     assert len(planned) == 2
     for one, other in zip(planned, reverse[::-1], strict=True):
         assert torch.equal(one.read().tensors["images"], other.read().tensors["images"])
 
 
-def test_images_stay_valid_pixels_after_every_step(make_workspace, stages, monkeypatch):
-    workspace = make_workspace(("synthesis.learning_rate", 5.0), ("synthesis.regularizers", ["l2"]))
-    low, high = workspace.pixel_range()
+def test_images_stay_valid_pixels_after_every_step(make_run, monkeypatch):
+    run = make_run(("synthesis.learning_rate", 5.0), ("synthesis.regularizers", ["l2"]))
+    low, high = run.data.normalization.pixel_range()
     seen = []
     original = optimisation.Optimisation._step
 
@@ -209,7 +209,7 @@ def test_images_stay_valid_pixels_after_every_step(make_workspace, stages, monke
         return values
 
     monkeypatch.setattr(optimisation.Optimisation, "_step", step)
-    stages(workspace).synthesized()
+    run.synthesized()
     assert len(seen) == 12
     for images in seen:
         assert bool((images >= low).all())
@@ -217,13 +217,13 @@ def test_images_stay_valid_pixels_after_every_step(make_workspace, stages, monke
     assert bool((seen[0] == low).any())  # a learning rate this large reaches the ends
 
 
-def test_backbones_in_turn_or_drawn(make_workspace, stages):
+def test_backbones_in_turn_or_drawn(make_run):
     orders = {}
     for order in ("cycle", "random"):
         changes = [("synthesis.backbone_order", order), ("synthesis.iterations", 40), ("synthesis.batch", 6)]
-        workspace = make_workspace(*changes, out=order)
-        stages(workspace).synthesized()
-        orders[order] = [event["labels"]["backbone"] for event in steps_logged(workspace.out)]
+        run = make_run(*changes, out=order)
+        run.synthesized()
+        orders[order] = [event["labels"]["backbone"] for event in steps_logged(run.out)]
     assert orders["cycle"][:4] == ["toy_net", "toy_net-2"] * 2
     counts = Counter(orders["random"])
     assert set(counts) == {"toy_net", "toy_net-2"}
@@ -231,35 +231,35 @@ def test_backbones_in_turn_or_drawn(make_workspace, stages):
     assert any(one == two for one, two in zip(orders["random"], orders["random"][1:], strict=False))
 
 
-def test_log_every_counts_each_backbones_steps(make_workspace, stages):
+def test_log_every_counts_each_backbones_steps(make_run):
     changes = [("synthesis.log_every", 3), ("synthesis.iterations", 14), ("synthesis.batch", 6)]
-    workspace = make_workspace(*changes)
-    stages(workspace).synthesized()
-    assert [event["step"] for event in steps_logged(workspace.out)] == [0, 1, 6, 7, 12, 13]
+    run = make_run(*changes)
+    run.synthesized()
+    assert [event["step"] for event in steps_logged(run.out)] == [0, 1, 6, 7, 12, 13]
 
 
-def test_without_iterations_the_initializers_images_are_the_result(make_workspace, stages):
-    workspace = make_workspace(("synthesis.iterations", 0), ("synthesis.initializer", "real"))
-    found = distilled(stages(workspace).run("synthesize"))
-    train = workspace.train
+def test_without_iterations_the_initializers_images_are_the_result(make_run):
+    run = make_run(("synthesis.iterations", 0), ("synthesis.initializer", "real"))
+    found = distilled(run.until("synthesis"))
+    train = run.data.train
     for label in range(3):
         mine = train.images[train.labels == label]
         for image in found[2 * label : 2 * label + 2]:
             assert any(torch.equal(image, real) for real in mine)
-    assert stages(workspace).statistics() == []
+    assert run.statistics() == []
     assert len({tuple(image.flatten().tolist()) for image in found}) == 6
 
 
 @pytest.mark.parametrize(
     ("where", "message"), [("loss", "loss is nan"), ("gradient", "gradient is not finite")]
 )
-def test_a_step_that_is_not_finite_keeps_the_last_good_images(make_workspace, stages, where, message):
+def test_a_step_that_is_not_finite_keeps_the_last_good_images(make_run, where, message):
     faulty = [("synthesis.regularizers", [{"use": "toy_fault", "at": 3, "where": where}]), *PLAIN]
-    workspace = make_workspace(*faulty, ("synthesis.batch", 6), ("synthesis.schedule", "constant"))
+    run = make_run(*faulty, ("synthesis.batch", 6), ("synthesis.schedule", "constant"))
     with pytest.raises(
         GvbsmError, match=rf"step 3 of 6.*'toy_net-2'.*{message}.*toy_fault.*kept in"
     ) as caught:
-        stages(workspace).synthesized()
+        run.synthesized()
     assert "\n" not in str(caught.value)
     path = Path(str(caught.value).rsplit("kept in ", 1)[1])
     kept = read(path, "images").tensors
@@ -270,25 +270,25 @@ def test_a_step_that_is_not_finite_keeps_the_last_good_images(make_workspace, st
         ("synthesis.batch", 6),
         ("synthesis.schedule", "constant"),
     ]
-    (unit,) = stages(make_workspace(*good, ("synthesis.iterations", 3), out="good")).synthesized()
+    (unit,) = make_run(*good, ("synthesis.iterations", 3), out="good").synthesized()
     assert torch.equal(kept["images"], unit.read().tensors["images"])
     assert kept["labels"].tolist() == [0, 0, 1, 1, 2, 2]
-    (planned,) = stages(workspace).batches()
+    (planned,) = run.batches()
     assert not planned.done()
 
 
-def test_odd_sizes_and_one_image_a_class(make_workspace, stages):
+def test_odd_sizes_and_one_image_a_class(make_run):
     changes = [("data.image_size", 7), ("data.channels", 3), ("synthesis.ipc", 1), ("synthesis.batch", 2)]
-    found = made(make_workspace, stages, *changes)
+    found = made(make_run, *changes)
     assert found.shape == (3, 3, 7, 7)
 
 
-def test_images_are_sorted_by_class_and_rank_whatever_the_loop(make_workspace, stages):
+def test_images_are_sorted_by_class_and_rank_whatever_the_loop(make_run):
     changes = [
         ("synthesis.batching", "across_classes"),
         ("synthesis.iterations", 0),
         ("synthesis.initializer", "real"),
     ]
-    original = stages(make_workspace(*changes, out="a")).run("synthesize")
-    reorder = stages(make_workspace(*changes[1:], out="b")).run("synthesize")
+    original = make_run(*changes, out="a").until("synthesis")
+    reorder = make_run(*changes[1:], out="b").until("synthesis")
     assert torch.equal(distilled(original), distilled(reorder))

@@ -29,14 +29,14 @@ def toy_net(width: int = 6) -> nn.Module:
     )
 
 
-def pixels(workspace, name: str) -> tuple[Tensor, Tensor]:
-    split = workspace.train if name == "train" else workspace.test
-    (mean,), (std,) = workspace.moments
+def pixels(run, name: str) -> tuple[Tensor, Tensor]:
+    split = run.data.train if name == "train" else run.test
+    (mean,), (std,) = run.data.normalization
     return (split.images.float() / 255 - mean) / std, split.labels
 
 
-def accuracy(module: nn.Module, workspace) -> float:
-    images, labels = pixels(workspace, "test")
+def accuracy(module: nn.Module, run) -> float:
+    images, labels = pixels(run, "test")
     with torch.no_grad():
         return float((module.eval()(images).argmax(1) == labels).double().mean())
 
@@ -45,9 +45,9 @@ def cosine(step: int, steps: int) -> float:
     return (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def evaluated(workspace, which: str, labels: str):
+def evaluated(run, which: str, labels: str):
     """The record and curve of one finished evaluation unit."""
-    for path in (workspace.out / "units" / "evaluate").glob("*.safetensors"):
+    for path in (run.out / "units" / "evaluate").glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             import json
 
@@ -60,11 +60,11 @@ def evaluated(workspace, which: str, labels: str):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("objective", [{"use": "mse_gt", "gamma": 0.15}, {"use": "kl", "temperature": 20}])
-def test_a_student_on_soft_labels_equals_a_plain_loop(make_workspace, stages, optimizer, objective):
+def test_a_student_on_soft_labels_equals_a_plain_loop(make_run, optimizer, objective):
     changes = [("evaluation.optimizer", optimizer), ("evaluation.objective", objective)]
     changes += [("evaluation.learning_rate", 0.01), ("evaluation.epochs", 5), ("evaluation.test_every", 2)]
-    workspace = stages(make_workspace(*changes)).run("evaluate")
-    data = DistilledDataset(workspace.out / "distilled")
+    run = make_run(*changes).until("evaluation")
+    data = DistilledDataset(run.out / "distilled")
 
     torch.manual_seed(seed_of("student", 0))
     student = toy_net()
@@ -94,22 +94,20 @@ def test_a_student_on_soft_labels_equals_a_plain_loop(make_workspace, stages, op
             loss.backward()
             taken.step()
         if epoch in (1, 3, 4):
-            curve.append((epoch + 1, accuracy(student, workspace)))
-    record, found = evaluated(workspace, "distilled", "soft")
+            curve.append((epoch + 1, accuracy(student, run)))
+    record, found = evaluated(run, "distilled", "soft")
     assert [epoch for epoch, _ in found] == [2, 4, 5]
     assert found == [(epoch, pytest.approx(value, abs=1e-6)) for epoch, value in curve]
     assert record["top1"] == pytest.approx(curve[-1][1])
     assert record["best_top1"] == pytest.approx(max(value for _, value in curve))
 
 
-def test_a_student_on_hard_labels_equals_a_plain_loop(make_workspace, stages):
-    workspace = stages(
-        make_workspace(("relabel.augmentation", "none"), ("evaluation.learning_rate", 0.01))
-    ).run("evaluate")
-    with safe_open(workspace.out / "baselines" / "random" / "images.safetensors", "pt") as file:
+def test_a_student_on_hard_labels_equals_a_plain_loop(make_run):
+    run = make_run(("relabel.augmentation", "none"), ("evaluation.learning_rate", 0.01)).until("evaluation")
+    with safe_open(run.out / "baselines" / "random" / "images.safetensors", "pt") as file:
         images, labels = file.get_tensor("images"), file.get_tensor("labels")
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
-    (mean,), (std,) = workspace.moments
+    (mean,), (std,) = run.data.normalization
     torch.manual_seed(seed_of("student", 0))
     student, order = toy_net(), torch.Generator().manual_seed(seed_of("order", 0))
     optimizer = torch.optim.AdamW(student.parameters(), weight_decay=0.01)
@@ -121,22 +119,22 @@ def test_a_student_on_hard_labels_equals_a_plain_loop(make_workspace, stages):
             optimizer.zero_grad()
             cross_entropy(student((images[index].float() / 255 - mean) / std), labels[index]).backward()
             optimizer.step()
-        curve.append((epoch + 1, pytest.approx(accuracy(student, workspace), abs=1e-6)))
-    assert evaluated(workspace, "random", "hard")[1] == curve
+        curve.append((epoch + 1, pytest.approx(accuracy(student, run), abs=1e-6)))
+    assert evaluated(run, "random", "hard")[1] == curve
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_pretraining_equals_a_plain_loop(make_workspace, stages, streamed, tmp_path):
+def test_pretraining_equals_a_plain_loop(make_run, streamed, tmp_path):
     changes = [("data.streamed", streamed), ("backbones", ["toy_net"]), ("pretrain.epochs", 3)]
-    (unit,) = stages(make_workspace(*changes, store=tmp_path / "store")).backbones()
+    (unit,) = make_run(*changes, store=tmp_path / "store").backbones()
     with safe_open(unit.path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
-    workspace = make_workspace()
+    run = make_run()
     torch.manual_seed(int(unit.key[:15], 16))
     module = toy_net().train()
     order = torch.Generator().manual_seed(int(unit.key[:15], 16))
-    images, labels = pixels(workspace, "train")
+    images, labels = pixels(run, "train")
     optimizer = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
     for epoch in range(3):
         optimizer.param_groups[0]["lr"] = 0.05 * cosine(epoch, 3)
@@ -148,9 +146,9 @@ def test_pretraining_equals_a_plain_loop(make_workspace, stages, streamed, tmp_p
     for name, value in module.state_dict().items():
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
     artifact = unit.read()
-    assert artifact.meta["top1"] == pytest.approx(accuracy(module, workspace))
+    assert artifact.meta["top1"] == pytest.approx(accuracy(module, run))
     assert artifact.meta["classes"] == ["ant", "bee", "cat"]
-    assert pretrain.load(stages(make_workspace(*changes)).workspace, unit).training is False
+    assert pretrain.load(make_run(*changes).run, unit).training is False
 
 
 def test_a_lone_last_image_joins_the_batch_before():

@@ -10,33 +10,36 @@ from typing import Any
 import pytest
 import torch
 
-from gvbsm.runtime.units import Unit, execute, perform, seed_of
-from gvbsm.stages import evaluate, relabel, synthesize
+from gvbsm.runtime.execution import perform
+from gvbsm.runtime.seeds import seed_of
+from gvbsm.runtime.units import Unit
 from gvbsm_registry import Executor, GvbsmError
 from gvbsm_registry.artifacts import peek, read
 
 CALLS: list[str] = []
 
 
-def work(workspace: Any, unit: Unit) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def work(context: Any, unit: Unit) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Draws from the global generator, as building a backbone does."""
     CALLS.append(unit.name)
-    if unit.arguments.get("fail"):
+    if unit.how.get("fail"):
         raise GvbsmError("out of luck")
     return {"drawn": torch.randn(3)}, {"classes": [], "summary": {"luck": 1}}
 
 
-def unit(place: Path, name: str = "a", **depends: Any) -> Unit:
-    return Unit("stage", name, "kind", place, {"name": name, **depends}, work)
+def unit(folder: Path, name: str = "a", **options: Any) -> Unit:
+    return Unit("stage", name, "kind", work, {"name": name, **options}).stored_in(folder)
 
 
 class Backwards(Executor):
     name = "backwards"
 
-    def run(self, tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
+    def run(
+        self, tasks: Sequence[Callable[[Callable[[Any], None]], Any]], on_message: Callable[[Any], None]
+    ) -> Iterator[tuple[int, Any]]:
         for index in reversed(range(len(tasks))):
             torch.randn(index + 1)  # other work meanwhile
-            yield index, tasks[index]()
+            yield index, tasks[index](on_message)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -47,18 +50,22 @@ def contents(folder: Path) -> dict[str, str]:
 def test_a_key_is_all_that_a_unit_depends_on(tmp_path):
     one = unit(tmp_path, x=1, y=[2])
     assert one.key == unit(tmp_path, y=[2], x=1).key
-    assert one.seed == int(one.key[:15], 16)
+    other = unit(tmp_path, x=1)
     others = [
         unit(tmp_path, x=1, y=[3]),
-        unit(tmp_path, x=1),
+        other,
         dataclasses.replace(one, stage="other"),
         dataclasses.replace(one, kind="other"),
+        dataclasses.replace(one, inputs={"a": other}),
+        dataclasses.replace(one, inputs={"b": other}),
+        dataclasses.replace(one, inputs={"a": (other, other)}),
     ]
-    assert len({one.key, *(other.key for other in others)}) == 5
-    moved = dataclasses.replace(one, place=tmp_path / "elsewhere" / "file.safetensors")
-    assert moved.key == one.key
-    assert moved.path == tmp_path / "elsewhere" / "file.safetensors"
+    assert len({one.key, *(other.key for other in others)}) == 8
+    same = dataclasses.replace(one, name="b", path=Path("x"), how={"log_every": 3}, data_parallel=True)
+    assert same.key == one.key
     assert one.path == tmp_path / f"{one.key}.safetensors"
+    assert list(others[4].each_input()) == [other]
+    assert list(others[6].each_input()) == [other, other]
 
 
 def test_seeds_tell_their_parts_apart():
@@ -67,53 +74,50 @@ def test_seeds_tell_their_parts_apart():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_work_is_done_once_and_seeded_by_its_key(make_workspace, tmp_path):
-    workspace, one = make_workspace(), unit(tmp_path / "store")
+def test_work_is_done_once_and_seeded_by_the_recipes_seed(make_run, tmp_path):
+    run, one = make_run(), unit(tmp_path / "store", seed=4)
     assert not one.done()
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     CALLS.clear()
-    execute(workspace, "stage", [one])
-    execute(workspace, "stage", [one])
+    run.execute([one])
+    run.execute([one])
     assert CALLS == ["a"]
     assert one.done()
     assert torch.equal(torch.random.get_rng_state(), before)
     artifact = one.read()
-    assert torch.equal(
-        artifact.tensors["drawn"], torch.randn(3, generator=torch.Generator().manual_seed(one.seed))
-    )
+    expected = torch.Generator().manual_seed(seed_of("stage", "kind", 4))
+    assert torch.equal(artifact.tensors["drawn"], torch.randn(3, generator=expected))
     assert artifact.meta["provenance"]["unit"] == "a"
     assert "summary" not in artifact.meta
 
 
-def test_results_do_not_depend_on_the_executor_or_its_order(make_workspace, tmp_path):
+def test_results_do_not_depend_on_the_executor_or_its_order(make_run, tmp_path):
     results = []
     for folder, executor in (("first", None), ("second", Backwards())):
-        workspace = make_workspace(out=folder)
-        if executor:
-            workspace.executor = executor
         torch.manual_seed(len(results))
-        execute(workspace, "stage", [unit(tmp_path / folder / "store", name) for name in "abc"])
+        units = [unit(tmp_path / folder / "store", name) for name in "abc"]
+        make_run(out=folder).execute(units, executor)
         results.append(contents(tmp_path / folder / "store"))
     assert len(results[0]) == 3
     assert results[0] == results[1]
 
 
-def test_finished_units_are_kept_when_another_fails(make_workspace, tmp_path):
+def test_finished_units_are_kept_when_another_fails(make_run, tmp_path):
     units = [unit(tmp_path / "store", name) for name in "abc"]
-    units[1] = dataclasses.replace(units[1], arguments={"fail": True})
+    units[1] = dataclasses.replace(units[1], how={"fail": True})
     with pytest.raises(GvbsmError, match="out of luck"):
-        execute(make_workspace(), "stage", units)
+        make_run().execute(units)
     assert [one.done() for one in units] == [True, False, False]
-    units[1] = dataclasses.replace(units[1], arguments={})
+    units[1] = dataclasses.replace(units[1], how={})
     CALLS.clear()
-    execute(make_workspace(), "stage", units)
+    make_run().execute(units)
     assert CALLS == ["b", "c"]
 
 
-def test_a_broken_file_is_told_not_taken(make_workspace, tmp_path):
+def test_a_broken_file_is_told_not_taken(make_run, tmp_path):
     one = unit(tmp_path / "store")
-    perform(make_workspace(), one)
+    perform(make_run().context, [one])
     raw = one.path.read_bytes()
     one.path.write_bytes(raw[: len(raw) // 2])
     with pytest.raises(GvbsmError, match="truncated or altered"):
@@ -126,14 +130,14 @@ def test_a_broken_file_is_told_not_taken(make_workspace, tmp_path):
         one.done()
 
 
-def test_a_file_of_other_inputs_is_made_anew(make_workspace, tmp_path):
+def test_a_file_of_other_inputs_is_made_anew(make_run, tmp_path):
     path = tmp_path / "file.safetensors"
-    old, new = unit(path, x=1), unit(path, x=2)
-    perform(make_workspace(), old)
+    old, new = (dataclasses.replace(unit(tmp_path, x=x), path=path) for x in (1, 2))
+    perform(make_run().context, [old])
     assert not new.done()
     with pytest.raises(GvbsmError, match="other options or inputs; run the stage stage again"):
         new.read()
-    execute(make_workspace(), "stage", [new])
+    make_run().execute([new])
     assert read(path).key == new.key
 
 
@@ -183,24 +187,22 @@ BASE = [
 ]
 
 
-def keys(workspace: Any) -> dict[str, set[str]]:
+def keys(run: Any) -> dict[str, set[str]]:
     """All units' keys by stage; planning runs nothing."""
-    from gvbsm.stages import measure, pretrain
-
-    backbones = pretrain.units(workspace)
-    statistics = measure.units(workspace, backbones)
-    parts = synthesize.units(workspace, backbones, statistics)
-    images = {"distilled": synthesize.assembly(workspace, parts), "random": synthesize.random_set(workspace)}
-    labels = {name: relabel.units(workspace, image, backbones) for name, image in images.items()}
-    students = evaluate.units(workspace, images, labels)
-    planned = [backbones, statistics, parts, [u for each in labels.values() for u in each], students]
-    names = ("pretrain", "measure", "synthesize", "relabel", "evaluate")
-    return {name: {one.key for one in some} for name, some in zip(names, planned, strict=True)}
+    plan = run.plan
+    planned = {
+        "pretrain": plan.backbones,
+        "measure": plan.statistics,
+        "synthesis": plan.image_batches,
+        "relabel": [block for blocks in plan.labels.values() for block in blocks],
+        "evaluation": plan.students,
+    }
+    return {stage: {unit.key for unit in units} for stage, units in planned.items()}
 
 
 @pytest.mark.parametrize("change", EVERYTHING, ids=lambda change: change[0])
-def test_every_option_is_in_the_keys_from_its_stage_on(make_workspace, change):
-    before, after = keys(make_workspace(*BASE)), keys(make_workspace(*BASE, change))
+def test_every_option_is_in_the_keys_from_its_stage_on(make_run, change):
+    before, after = keys(make_run(*BASE)), keys(make_run(*BASE, change))
     first = next(
         number
         for number, group in enumerate([[*PRETRAIN, ("seed", 1)], MEASURE, SYNTHESIS, RELABEL, EVALUATE])
@@ -215,15 +217,60 @@ def test_every_option_is_in_the_keys_from_its_stage_on(make_workspace, change):
 
 @pytest.mark.parametrize(
     "change",
-    [("pretrain.min_accuracy", 0.1), ("synthesis.log_every", 5), ("name", "other"), ("reproduces", "x")],
+    [
+        ("pretrain.min_accuracy", 0.1),
+        ("synthesis.log_every", 5),
+        ("synthesis.batches_per_step", 3),
+        ("name", "other"),
+        ("description", "x"),
+        ("reproduces", "x"),
+    ],
     ids=lambda change: change[0],
 )
-def test_what_changes_no_result_is_in_no_key_of_the_images(make_workspace, change):
-    before, after = keys(make_workspace(*BASE)), keys(make_workspace(*BASE, change))
-    for stage in ("pretrain", "measure", "synthesize", "relabel"):
-        assert before[stage] == after[stage]
+def test_what_changes_no_result_is_in_no_key(make_run, change):
+    assert keys(make_run(*BASE)) == keys(make_run(*BASE, change))
 
 
-def test_more_epochs_of_labels_keep_the_whole_blocks_of_fewer(make_workspace):
-    few = keys(make_workspace(("relabel.epochs", 4)))["relabel"]
-    assert few < keys(make_workspace(("relabel.epochs", 6)))["relabel"]
+def test_another_size_of_label_files_repeats_no_work(make_run):
+    done = make_run(("relabel.epochs", 5), ("relabel.epochs_per_file", 2)).until("evaluation")
+    again = make_run(("relabel.epochs", 5), ("relabel.epochs_per_file", 3))
+    assert [unit.options["epochs"] for unit in again.plan.labels["distilled"]] == [2, 2, 1]
+    assert all(
+        unit.done()
+        for stage in ("relabel", "evaluation")
+        for [*wave] in again.plan.waves(stage)
+        for unit in wave
+    )
+    assert keys(done) == keys(again)
+
+
+def test_keys_carry_the_version_of_a_components_distribution(make_run, monkeypatch):
+    before = keys(make_run())
+    run = make_run()
+    owner = run.context.registry.owner(type(run.recipe.synthesis.matchers[1]))
+    monkeypatch.setattr(owner, "version", "99")
+    after = keys(run)
+    assert before["pretrain"] == after["pretrain"]
+    assert not before["measure"] & after["measure"]
+    assert not before["synthesis"] & after["synthesis"]
+
+
+def test_a_component_that_reads_a_file_is_keyed_by_its_contents(make_run, tmp_path, monkeypatch):
+    path = tmp_path / "table"
+    run = make_run()
+    monkeypatch.setattr(type(run.recipe.relabel.codec), "files", lambda self: (path,))
+    seen = []
+    for text in ("one", "two", "one"):
+        path.write_text(text)
+        seen.append(keys(make_run()))
+    assert seen[0] == seen[2]
+    assert seen[0]["synthesis"] == seen[1]["synthesis"]
+    assert not seen[0]["relabel"] & seen[1]["relabel"]
+    path.unlink()
+    with pytest.raises(GvbsmError, match=r"table: can't be read.*check the file"):
+        keys(make_run())
+
+
+def test_more_epochs_of_labels_keep_the_whole_blocks_of_fewer(make_run):
+    few = keys(make_run(("relabel.epochs", 4)))["relabel"]
+    assert few < keys(make_run(("relabel.epochs", 6)))["relabel"]

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from gvbsm.runtime.workspace import Workspace
 
 from gvbsm import pipeline, report
 from gvbsm.recipe import loading
 from gvbsm.report.sections import similarity
 from gvbsm.runtime.reporting import Reporter
-from gvbsm.runtime.workspace import Workspace
 from gvbsm_registry import Executor
 
 NAMES = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "cost $5_{a}^$ & more")

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from gvbsm.runtime.run import Workspace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gvbsm import pipeline
 from gvbsm.recipe import loading
 from gvbsm.recipe.schema import Recipe
 from gvbsm.recipe.text import parse_component, parse_value
-from gvbsm.runtime.workspace import Workspace
 from gvbsm_registry import Artifact, GvbsmError, Registry
 from gvbsm_registry.artifacts import canonical, peek, read, write
 
@@ -202,14 +201,14 @@ class Markup(html.parser.HTMLParser):
         self.attributes += [name for name, _ in attrs]
 
 
-def test_class_names_like_markup_stay_text(make_workspace: Callable[..., Workspace]) -> None:
+def test_class_names_like_markup_stay_text(make_run: Callable[..., Workspace]) -> None:
     names = ["<img src=x onerror=alert(1)>", '"><script>alert(2)</script>', "[red]{{7*7}}<iframe>"]
-    workspace = make_workspace(("data", {"use": "toy_data", "names": names}))
-    pipeline.run_stages(workspace)
+    run = make_run(("data", {"use": "toy_data", "names": names}))
+    run.until("evaluation")
     report = pytest.importorskip("gvbsm.report", reason="there is no report yet")
-    (workspace.out / "recipe.toml").write_text(workspace.recipe.toml(), encoding="utf-8")
-    path = workspace.out / "report.html"
-    report.write([workspace], path)
+    (run.out / "recipe.toml").write_text(run.recipe.toml(), encoding="utf-8")
+    path = run.out / "report.html"
+    report.write([run], path)
     text = path.read_text(encoding="utf-8")
     page = Markup()
     page.feed(text)
