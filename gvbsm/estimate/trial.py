@@ -89,7 +89,7 @@ class TimingReporter(Reporter):
         self.device = device
         self.stamps: list[float] = []
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         return
 
     def progress(self, name: str, done: int, total: int) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gvbsm.runtime.relaying import receiver
+from gvbsm.runtime.reporting import MessageReporter
 from gvbsm_registry import Artifact, GvbsmError, StageFinished, StageStarted
 from gvbsm_registry.artifacts import digest, peek, read, write
 
@@ -90,15 +90,15 @@ def execute(workspace: Workspace, stage: str, units: Sequence[Unit]) -> None:
         else:
             todo.append(unit)
     reporter = workspace.reporter
-    reporter.tell(StageStarted(stage, len(todo), len(units) - len(todo)))
+    reporter.emit(StageStarted(stage, len(todo), len(units) - len(todo)))
     started = time.monotonic()
     summaries = {}
-    tasks = [partial(perform, workspace, unit) for unit in todo]
-    for position, summary in workspace.executor.run_watched(tasks, receiver(reporter)) if tasks else ():
+    tasks = [partial(run_task, workspace, unit) for unit in todo]
+    for position, summary in workspace.executor.run(tasks, reporter.receive) if tasks else ():
         fetch(workspace, todo[position])  # another machine may have made it
         summaries[todo[position].name] = summary
         reporter.progress(stage, len(summaries), len(todo))
-    reporter.tell(StageFinished(stage, time.monotonic() - started, summaries))
+    reporter.emit(StageFinished(stage, time.monotonic() - started, summaries))
 
 
 def fetch(workspace: Workspace, unit: Unit) -> bool:
@@ -117,6 +117,13 @@ def inputs(arguments: object) -> Iterator[Unit]:
     elif isinstance(arguments, (list, tuple)):
         for item in arguments:
             yield from inputs(item)
+
+
+def run_task(workspace: Workspace, unit: Unit, send: Callable[[Any], None]) -> dict[str, Any]:
+    """Do one unit's work, wherever the executor has brought it; what a worker reports goes by `send`."""
+    if isinstance(workspace.reporter, MessageReporter):
+        workspace.reporter = MessageReporter(send)
+    return perform(workspace, unit)
 
 
 def perform(workspace: Workspace, unit: Unit) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from gvbsm.recipe.schema import Recipe
 from gvbsm.runtime.units import seed_of
 from gvbsm.version import __version__
-from gvbsm_registry import Artifact, Executor, GvbsmError, Registry, Split, TensorSplit, discover
+from gvbsm_registry import Artifact, Executor, GvbsmError, Registry, Split, Task, TensorSplit, discover
 from gvbsm_registry.artifacts import digest
 from gvbsm_registry.stores import RemoteStore, is_url
 
@@ -204,7 +204,7 @@ _latest: list[Workspace] = []
 
 def _elsewhere(recipe: Recipe, out: Path, store: Path, device: str, remote: RemoteStore | None) -> Workspace:
     """Make a workspace in a worker. The latest is kept, so that the data is opened once for many units."""
-    from gvbsm.runtime.relaying import RelayingReporter
+    from gvbsm.runtime.reporting import MessageReporter
 
     url = remote and remote.url
     for known in _latest:
@@ -213,7 +213,8 @@ def _elsewhere(recipe: Recipe, out: Path, store: Path, device: str, remote: Remo
             return known
     where = torch.device(device)
     nowhere = _NoExecutor()
-    made = Workspace(recipe, discover(), out, store, where, RelayingReporter(), nowhere, remote)
+    reporter = MessageReporter(lambda message: None)  # each task brings its own way to send
+    made = Workspace(recipe, discover(), out, store, where, reporter, nowhere, remote)
     _latest[:] = [made]
     return made
 
@@ -223,7 +224,7 @@ class _NoExecutor(Executor):
 
     name = "none"
 
-    def run(self, tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
+    def run(self, tasks: Sequence[Task], on_message: Callable[[Any], None]) -> Iterator[tuple[int, Any]]:
         raise NotImplementedError("a unit of work started other units")
 
 

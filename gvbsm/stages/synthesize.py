@@ -166,7 +166,7 @@ def _watchers(workspace: Workspace, unit: Unit) -> tuple[Told, Callable[[int, in
     reporter, count = workspace.reporter, workspace.recipe.synthesis.iterations
 
     def tell(step: int, backbone: str, values: dict[str, float]) -> None:
-        reporter.tell(Step(STAGE, unit.name, step, count, values, {"backbone": backbone}))
+        reporter.emit(Step(STAGE, unit.name, step, count, values, {"backbone": backbone}))
 
     return tell, lambda done, total: reporter.progress(f"synthesize {unit.name}", done, total)
 

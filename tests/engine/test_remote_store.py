@@ -41,7 +41,7 @@ class Elsewhere:
     def __init__(self, folder: Path, remote: RemoteStore) -> None:
         self.folder, self.remote, self.count = folder, remote, 0
 
-    def run_watched(self, tasks: Any, take: Any) -> Any:
+    def run(self, tasks: Any, on_message: Any) -> Any:
         for index, task in enumerate(tasks):
             workspace, unit = task.args
             self.count += 1
@@ -106,7 +106,7 @@ def test_a_workspace_travels(make_workspace: Make, tmp_path: Path) -> None:
     assert far.remote.url == workspace.remote.url
     assert far.data_key == workspace.data_key
     assert pickle.loads(pickle.dumps(workspace)) is far  # the data is opened once in a worker
-    far.reporter.say("nobody listens")
+    far.reporter.print("nobody listens")
 
 
 def test_stores_are_folders_or_urls(tmp_path: Path) -> None:

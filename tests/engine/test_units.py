@@ -12,7 +12,7 @@ import torch
 
 from gvbsm.runtime.units import Unit, execute, perform, seed_of
 from gvbsm.stages import evaluate, relabel, synthesize
-from gvbsm_registry import Executor, GvbsmError
+from gvbsm_registry import Executor, GvbsmError, Task
 from gvbsm_registry.artifacts import peek, read
 
 CALLS: list[str] = []
@@ -33,10 +33,10 @@ def unit(place: Path, name: str = "a", **depends: Any) -> Unit:
 class Backwards(Executor):
     name = "backwards"
 
-    def run(self, tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
+    def run(self, tasks: Sequence[Task], on_message: Callable[[Any], None]) -> Iterator[tuple[int, Any]]:
         for index in reversed(range(len(tasks))):
             torch.randn(index + 1)  # other work meanwhile
-            yield index, tasks[index]()
+            yield index, tasks[index](on_message)
 
 
 def contents(folder: Path) -> dict[str, str]:
