@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gvbsm.recipe.schema import Recipe
 from gvbsm_registry import GvbsmError, Registry
-from gvbsm_registry.discovery import format_validation_error, unknown_name
+from gvbsm_registry.discovery import format_validation_error
 
 
 def load(source: str | Path, registry: Registry, overrides: Sequence[tuple[str, Any]] = ()) -> Recipe:
@@ -30,16 +30,16 @@ def load(source: str | Path, registry: Registry, overrides: Sequence[tuple[str, 
 
 
 def find(source: str | Path, registry: Registry) -> Path:
-    """Return the path of a recipe given by name or path; raises GvbsmError if there is none."""
-    shipped = registry.recipes()
-    if str(source) in shipped:
-        return shipped[str(source)]
+    """Return the path of a recipe given by name or path; raises GvbsmError if there is none, or several."""
+    name = str(source)
+    if name in registry.recipes():
+        return registry.recipe(name)
     path = Path(source).expanduser()
     if path.is_file():
         return path
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise GvbsmError(f"recipe {path}: no such file; 'gvbsm recipes' lists the shipped ones")
-    raise GvbsmError(unknown_name("recipe", str(source), shipped))
+    return registry.recipe(name)
 
 
 def read_tables(path: Path) -> dict[str, Any]:
