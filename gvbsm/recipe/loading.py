@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gvbsm.recipe.schema import Recipe
 from gvbsm_registry import GvbsmError, Registry
-from gvbsm_registry.discovery import format_validation_error, unknown_name
+from gvbsm_registry.discovery import format_validation_error
 
 RENAMED = {
     "data.side": "data.image_size",
@@ -56,16 +56,16 @@ def _overridden(tables: dict[str, Any], overrides: Sequence[tuple[str, Any]]) ->
 
 
 def find(source: str | Path, registry: Registry) -> Path:
-    """Return the path of a recipe given by name or path; raises GvbsmError if there is none."""
-    shipped = registry.recipes()
-    if str(source) in shipped:
-        return shipped[str(source)]
+    """Return the path of a recipe given by name or path; raises GvbsmError if there is none, or several."""
+    name = str(source)
+    if name in registry.recipes():
+        return registry.recipe(name)
     path = Path(source).expanduser()
     if path.is_file():
         return path
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise GvbsmError(f"recipe {path}: no such file; 'gvbsm recipes' lists the shipped ones")
-    raise GvbsmError(unknown_name("recipe", str(source), shipped))
+    return registry.recipe(name)
 
 
 def read_tables(path: Path) -> dict[str, Any]:

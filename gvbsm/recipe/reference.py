@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gvbsm.recipe.schema import Recipe
+from gvbsm_registry.reference import default_text
 
 HEAD = """# Recipes
 
@@ -53,21 +52,11 @@ def reference() -> str:
 
 
 def _table(fields: dict[str, FieldInfo]) -> str:
-    rows = [f"| `{name}` | {_default(field)} | {_meaning(name, field)} |\n" for name, field in fields.items()]
+    rows = [
+        f"| `{name}` | `{default_text(field.default)}` | {_meaning(name, field)} |\n"
+        for name, field in fields.items()
+    ]
     return "| key | default | meaning |\n| --- | --- | --- |\n" + "".join(rows)
-
-
-def _default(field: FieldInfo) -> str:
-    value: Any = field.default
-    if isinstance(value, tuple):
-        return f"`[{', '.join(_toml(item) for item in value)}]`"
-    return f"`{_toml(value)}`"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _meaning(name: str, field: FieldInfo) -> str:

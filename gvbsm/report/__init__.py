@@ -33,7 +33,7 @@ def after_run(workspace: Workspace) -> None:
         write_card(workspace.out, workspace.out)
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        workspace.reporter.say(
+        workspace.reporter.print(
             f"the report was not made ({why}); the results are whole, "
             f"'gvbsm report {workspace.out}' tries again"
         )

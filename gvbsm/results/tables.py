@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gvbsm.recipe.loading import read_tables
 from gvbsm.results.scores import scores, spread
-from gvbsm_registry import Registry
+from gvbsm_registry import GvbsmError, Registry
 
 WIDTH = 110
 
@@ -66,14 +66,19 @@ def percent(values: list[float]) -> str:
 
 
 def recipe_table(registry: Registry) -> str:
-    """Return the shipped recipes and what each reproduces."""
+    """Return the shipped recipes and what each is, or why it can't be used."""
     table = Table()
     table.add_column("recipe")
     table.add_column("what it is")
-    for name, path in sorted(registry.recipes().items()):
-        tables = read_tables(path)
-        table.add_row(name, str(tables.get("description") or tables.get("reproduces") or ""))
-    return text_of(table)
+    problems = []
+    for name in sorted(registry.recipes()):
+        try:
+            tables = read_tables(registry.recipe(name))
+            table.add_row(name, str(tables.get("description") or tables.get("reproduces") or ""))
+        except GvbsmError as error:
+            table.add_row(name, "can't be used: see below")
+            problems.append(str(error))
+    return "\n".join([text_of(table), *problems])
 
 
 def score_table(runs: dict[str, list[dict[str, Any]]]) -> str:

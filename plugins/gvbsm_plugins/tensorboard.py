@@ -7,54 +7,62 @@ Off unless the environment variable GVBSM_TENSORBOARD is set to something other 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gvbsm_registry import GvbsmError, StageFinished, StageStarted, Step, hookimpl
 
 VARIABLE = "GVBSM_TENSORBOARD"
-_writers: dict[str, Any] = {}
-
-
-def _enabled(run: str) -> bool:
-    return bool(run) and os.environ.get(VARIABLE, "0") not in ("", "0")
-
-
-def _writer(run: str) -> Any:
-    """Return the open writer of a run; raises GvbsmError if TensorBoard is not installed."""
-    if run not in _writers:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise GvbsmError(
-                f'{VARIABLE} is set but tensorboard is not installed; pip install "gvbsm[tensorboard]"'
-            ) from error
-        _writers[run] = SummaryWriter(str(Path(run, "tensorboard")))
-    return _writers[run]
+FILE = "events.out.tfevents.gvbsm"  # TensorBoard reads files whose names contain "tfevents"
 
 
 @hookimpl
 def gvbsm_stage_started(event: StageStarted) -> None:
-    if _enabled(event.run):
-        _writer(event.run).add_scalar(f"{event.stage}/units", event.units, 0)
+    _write(event.run, {f"{event.stage}/units": event.units}, 0)
 
 
 @hookimpl
 def gvbsm_step(event: Step) -> None:
-    if _enabled(event.run):
-        writer = _writer(event.run)
-        for name, value in event.values.items():
-            writer.add_scalar("/".join([event.stage, event.unit, name]), value, event.step)
+    _write(
+        event.run, {f"{event.stage}/{event.unit}/{name}": v for name, v in event.values.items()}, event.step
+    )
 
 
 @hookimpl
 def gvbsm_stage_finished(event: StageFinished) -> None:
-    if not _enabled(event.run):
-        return
-    writer = _writer(event.run)
-    writer.add_scalar(f"{event.stage}/seconds", event.seconds, 0)
+    scalars: dict[str, Any] = {f"{event.stage}/seconds": event.seconds}
     for unit, summary in event.summaries.items():
-        for name, value in summary.items():
-            if isinstance(value, int | float):
-                writer.add_scalar(f"{event.stage}/{unit}/{name}", value, 0)
-    _writers.pop(event.run).close()
+        scalars |= {f"{event.stage}/{unit}/{name}": value for name, value in summary.items()}
+    _write(event.run, scalars, 0)
+
+
+def _write(run: str, values: Mapping[str, Any], step: int) -> None:
+    """Append the numbers among `values`, by tag, to the event file of a run, if this is turned on.
+
+    Raises GvbsmError if TensorBoard is not installed.
+    """
+    if not run or os.environ.get(VARIABLE, "0") in ("", "0"):
+        return
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+    except ImportError as error:
+        raise GvbsmError(
+            f'{VARIABLE} is set but tensorboard is not installed; pip install "gvbsm[tensorboard]"'
+        ) from error
+    scalars = [
+        Summary.Value(tag=tag, simple_value=value)
+        for tag, value in values.items()
+        if isinstance(value, int | float)
+    ]
+    path = Path(run, "tensorboard", FILE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        records = RecordWriter(file)
+        if file.tell() == 0:
+            records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
+        records.write(event.SerializeToString())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gvbsm_registry import relay
 from gvbsm_registry.artifacts import Artifact
 from gvbsm_registry.discovery import Plugin, Registry, discover, hookimpl
 from gvbsm_registry.errors import GvbsmError
@@ -24,6 +23,7 @@ from gvbsm_registry.kinds import (
     Objective,
     Regularizer,
     Schedule,
+    Task,
 )
 from gvbsm_registry.source import Source
 from gvbsm_registry.splits import Split, TensorSplit
@@ -55,10 +55,10 @@ __all__ = [
     "StageFinished",
     "StageStarted",
     "Step",
+    "Task",
     "TensorSplit",
     "View",
     "discover",
     "hookimpl",
     "identity_view",
-    "relay",
 ]

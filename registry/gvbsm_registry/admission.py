@@ -60,7 +60,7 @@ def _normal(name: str) -> str:
 def check_contract(module: ModuleType) -> None:
     """Raise GvbsmError if a plugin module says that it needs another version of the contract.
 
-    It says so by `requires_contract = ">=1,<2"`, in the form of Python's version specifiers.
+    It says so by `requires_contract = ">=2,<3"`, in the form of Python's version specifiers.
     """
     required = getattr(module, "requires_contract", None)
     if required is None:
@@ -72,7 +72,7 @@ def check_contract(module: ModuleType) -> None:
     except InvalidSpecifier:
         allowed = None
     if allowed is None:
-        raise GvbsmError(f'requires_contract is {required!r}, which is not a version range such as ">=1,<2"')
+        raise GvbsmError(f'requires_contract is {required!r}, which is not a version range such as ">=2,<3"')
     if CONTRACT_VERSION not in allowed:
         raise GvbsmError(
             f"needs a contract {required}, and this gvbsm has contract {CONTRACT_VERSION}; install another "

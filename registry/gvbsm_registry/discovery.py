@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -45,18 +46,34 @@ class Plugin:
 
 
 class Registry:
-    """The components and recipes of all plugins that loaded."""
+    """The components and recipes of all plugins that loaded.
 
-    def __init__(self, manager: pluggy.PluginManager, plugins: list[Plugin]) -> None:
+    It can be pickled: where it arrives, it is made again of the same entry points.
+    """
+
+    def __init__(
+        self,
+        manager: pluggy.PluginManager,
+        plugins: list[Plugin],
+        entry_points: tuple[metadata.EntryPoint, ...] | None = None,
+    ) -> None:
         self.manager = manager
         self.plugins = plugins
-        self._owners: dict[tuple[str, str], list[tuple[type[Component], Plugin]]] = {}
+        self._entry_points = entry_points
+        # By (kind, name), or ("recipe", name): what is called so, and the plugin that adds it.
+        self._owners: dict[tuple[str, str], list[tuple[Any, Plugin]]] = {}
         for plugin in plugins:
             for component in plugin.components:
                 self._owners.setdefault((component.kind, component.name), []).append((component, plugin))
-        for owners in self._owners.values():
+            for path in plugin.recipes:
+                self._owners.setdefault(("recipe", path.stem), []).append((path, plugin))
+                plugin.problems += _recipe_problems(path)
+        for (kind, name), owners in self._owners.items():
             for _, plugin in owners[1:]:
-                plugin.problems.append(_duplicate(owners))
+                plugin.problems.append(_duplicate(kind, name, owners))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return discover, (self._entry_points,)
 
     def names(self, kind: type[Component]) -> list[str]:
         """Return the names of all components of a kind, sorted."""
@@ -67,17 +84,20 @@ class Registry:
 
         Raises GvbsmError if there is none (naming the nearest and all) or more than one (naming the owners).
         """
-        family = name.split("/", 1)[0] + "/*"
-        owners = self._owners.get((kind.kind, name)) or (
-            self._owners.get((kind.kind, family)) if "/" in name and not name.endswith("/") else None
-        )
-        if owners is None:
-            raise GvbsmError(unknown_name(kind.kind, name, self.names(kind)) + self._broken_plugins())
-        if len(owners) > 1:
-            raise GvbsmError(_duplicate(owners))
-        component = owners[0][0]
+        if (kind.kind, name) not in self._owners and "/" in name and not name.endswith("/"):
+            family = name.split("/", 1)[0] + "/*"
+            name = family if (kind.kind, family) in self._owners else name
+        component, _ = self._owner(kind.kind, name, self.names(kind))
         assert issubclass(component, kind)
         return component
+
+    def _owner(self, kind: str, name: str, names: Iterable[str]) -> tuple[Any, Plugin]:
+        owners = self._owners.get((kind, name), [])
+        if not owners:
+            raise GvbsmError(unknown_name(kind, name, names) + self._broken_plugins())
+        if len(owners) > 1:
+            raise GvbsmError(_duplicate(kind, name, owners))
+        return owners[0]
 
     def create(self, kind: type[C], table: Mapping[str, Any] | str) -> C:
         """Make the component that a recipe table (`use` and options) or a bare name describes.
@@ -100,13 +120,30 @@ class Registry:
         """Return the plugin that added a component class."""
         return next(p for c, p in self._owners[component.kind, component.name] if c is component)
 
+    def origin(self, component: type[Component]) -> str:
+        """Return whose a component class is: "distribution version", or its module if no plugin adds it."""
+        owners = self._owners.get((component.kind, component.name), [])
+        origins = [f"{p.distribution} {p.version}" for c, p in owners if c is component]
+        return origins[0] if origins else component.__module__
+
     def components(self) -> list[type[Component]]:
         """Return all component classes, by kind then name."""
-        return [owners[0][0] for _, owners in sorted(self._owners.items())]
+        return [owners[0][0] for (kind, _), owners in sorted(self._owners.items()) if kind != "recipe"]
 
     def recipes(self) -> dict[str, Path]:
-        """Return the shipped recipes, by name."""
-        return {path.stem: path for plugin in self.plugins for path in plugin.recipes}
+        """Return the shipped recipes, by name; `recipe` says whether one of them can be used."""
+        return {name: owners[0][0] for (kind, name), owners in self._owners.items() if kind == "recipe"}
+
+    def recipe(self, name: str) -> Path:
+        """Return the path of the shipped recipe called `name`.
+
+        Raises GvbsmError if there is none or more than one, or its file can't be read or is not TOML, naming
+        the plugins that ship it.
+        """
+        path, plugin = self._owner("recipe", name, self.recipes())
+        for problem in _recipe_problems(path):
+            raise GvbsmError(f"{plugin.owner}: {problem}")
+        return path
 
     def problems(self) -> list[str]:
         """Return one line for each thing that is wrong with a plugin."""
@@ -134,18 +171,19 @@ def discover(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Regis
         if name.startswith("gvbsm_"):
             marker(function)
     manager.add_hookspecs(hookspecs)
-    found = list(metadata.entry_points(group=GROUP) if entry_points is None else entry_points)
-    names = admission.wanted() if entry_points is None else None
-    for missing in admission.check_wanted(found, names):
-        installed = {point.name for point in found} | {admission.BUILT_IN}
+    given = None if entry_points is None else tuple(entry_points)
+    points = tuple(metadata.entry_points(group=GROUP)) if given is None else given
+    names = admission.wanted() if given is None else None
+    for missing in admission.check_wanted(points, names):
+        installed = {point.name for point in points} | {admission.BUILT_IN}
         raise GvbsmError(f"{admission.VARIABLE}: {unknown_name('plugin', missing, installed)}")
     plugins = []
-    for point in sorted(found, key=lambda point: (point.name, *admission.origin(point))):
+    for point in sorted(points, key=lambda point: (point.name, *admission.origin(point))):
         if admission.is_wanted(point, names):
             plugins.append(_load(manager, point))
         else:
             plugins.append(Plugin(point.name, *admission.origin(point), loaded=False))
-    return Registry(manager, plugins)
+    return Registry(manager, plugins, given)
 
 
 def _load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> Plugin:
@@ -164,21 +202,15 @@ def _load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> Plugin:
         others = [other for other in manager.get_plugins() if other is not module]
         for returned in hooks("gvbsm_components", others)():
             for component in returned:
-                _take(plugin, component)
+                _add(plugin, component)
         for recipes in hooks("gvbsm_recipes", others)():
             plugin.recipes.extend(Path(path) for path in recipes)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a plugin may fail in any way, and must not take the others along
+    except (Exception, SystemExit) as error:  # a plugin may fail in any way, and takes no other along
         why = str(error) if isinstance(error, GvbsmError) else f"{type(error).__name__}: {error}"
         if isinstance(error, ImportError):
             ours = (error.name or "").startswith("gvbsm_registry")
-            why += (
-                f"; made for another contract than {CONTRACT_VERSION}?"
-                if ours
-                else f"; install what {plugin.distribution} needs"
-            )
+            contract = f"made for another contract than {CONTRACT_VERSION}?"
+            why += f"; {contract if ours else f'install what {plugin.distribution} needs'}"
         plugin.problems.append(" ".join(f"failed to load: {why}; fix or uninstall it".split()))
         if mine and manager.has_plugin(name):
             manager.unregister(name=name)
@@ -197,7 +229,7 @@ def _check_hooks(module: ModuleType) -> None:
             raise GvbsmError(f"the hook {name} is not marked with @hookimpl")
 
 
-def _take(plugin: Plugin, component: object) -> None:
+def _add(plugin: Plugin, component: object) -> None:
     if not (inspect.isclass(component) and issubclass(component, Component)):
         plugin.problems.append(
             f"registers {component!r}, which is not a Component class; it is left out until "
@@ -243,10 +275,20 @@ def format_validation_error(error: ValidationError, model: type[Any]) -> str:
     return "; ".join(lines)
 
 
-def _duplicate(owners: list[tuple[type[Component], Plugin]]) -> str:
-    component = owners[0][0]
+def _recipe_problems(path: Path) -> list[str]:
+    """Return in a line what is wrong with a recipe file, if anything is."""
+    try:
+        tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return [f"recipe {path}: can't be read ({error.strerror}); install the plugin again"]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return [f"recipe {path}: is not TOML ({error}); ask its author to correct it"]
+    return []
+
+
+def _duplicate(kind: str, name: str, owners: list[tuple[Any, Plugin]]) -> str:
     who = " and ".join(plugin.owner for _, plugin in owners)
     return (
-        f"the {component.kind} name {component.name!r} is taken twice, by {who}; uninstall one of them, "
+        f"the {kind} name {name!r} is taken twice, by {who}; uninstall one of them, "
         "or ask its author for another name"
     )

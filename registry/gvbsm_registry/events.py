@@ -1,4 +1,4 @@
-"""What a run tells those who watch it. In each event `run` is the run folder, or "" where there is none."""
+"""What a run emits to those who watch it. In each event `run` is the run folder, or "" if there is none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StageStarted:
-    """`stage` begins with `units` units of work to do, `reused` more being found already done."""
+    """`stage` begins with `units` units of work to do, `reused` more are done already."""
 
     stage: str
     units: int

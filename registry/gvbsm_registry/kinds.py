@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from gvbsm_registry.splits import Split
     from gvbsm_registry.views import View
 
-CONTRACT_VERSION = "1.0"
+CONTRACT_VERSION = "2.0"
+
+Task = Callable[[Callable[[Any], None]], Any]
+"""What an executor runs: a callable of one argument, a function that sends a message to the caller."""
 
 
 class Component(BaseModel, ABC):
@@ -49,7 +52,10 @@ class Component(BaseModel, ABC):
         return {"use": self.full_name, **options}
 
     def files(self) -> tuple[Path, ...]:
-        """Return the files whose contents the component reads: work that uses it is keyed by them."""
+        """Return the files whose contents the component reads; work that uses it is keyed by their contents.
+
+        A data set need not name its files: its splits have digests.
+        """
         return ()
 
 
@@ -91,6 +97,13 @@ class Backbone(Component):
         Fresh parameters come from torch's global generator, which the engine seeds. With `weights` they are
         loaded; raises GvbsmError if they do not fit, naming the file.
         """
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the weights file, if `weights` is the path of one that exists."""
+        if self.weights in (None, "DEFAULT"):
+            return ()
+        path = Path(self.weights).expanduser()
+        return (path,) if path.is_file() else ()
 
 
 class Activation(Protocol):
@@ -247,20 +260,13 @@ class Executor(Component):
     kind = "executor"
 
     @abstractmethod
-    def run(self, tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
-        """Run every task (picklable, without arguments), yielding (its index, its result) as each ends.
+    def run(self, tasks: Sequence[Task], on_message: Callable[[Any], None]) -> Iterator[tuple[int, Any]]:
+        """Run every task, yielding (its index, its result) as each ends.
 
-        A task that raises ends the iteration with that error.
+        A task that raises ends the iteration with that error. A task is a picklable callable of one argument,
+        `send`: each picklable message that it sends arrives at `on_message` in the calling process, those of
+        one task in order and before its result is yielded.
         """
-
-    def run_watched(
-        self, tasks: Sequence[Callable[[], Any]], take: Callable[[Any], None]
-    ) -> Iterator[tuple[int, Any]]:
-        """Like `run`; what tasks send by `gvbsm_registry.relay.send` arrives at `take`, in this process.
-
-        An executor that runs tasks in other processes may leave it at `run`: then nothing arrives.
-        """
-        return self.run(tasks)
 
 
 class Exporter(Component):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from gvbsm_registry import hookspecs
 from gvbsm_registry.kinds import CONTRACT_VERSION, KINDS, Component
@@ -50,24 +50,43 @@ def _option(name: str, field: FieldInfo) -> Option:
         if getattr(limit, key, None) is not None
     ]
     kind = ", ".join([type_text(field.annotation), *limits])
-    default = field.get_default(call_default_factory=False)
-    text = "" if default is PydanticUndefined else "none" if default is None else _plain(default)
-    return Option(name, kind, text, field.description or "")
+    return Option(name, kind, _default(field), field.description or "")
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
+    try:
+        return default_text(field.get_default(call_default_factory=True))
+    except ValueError:  # pydantic's, of a factory that takes the other options
+        return "none"
+
+
+def default_text(value: Any) -> str:
+    """Return an option's default as a recipe would say it, in TOML; None, which TOML lacks, is `none`."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool | int | float):
         return str(value).lower()
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_plain, value))}]"
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    if isinstance(value, Mapping):
+        pairs = [f"{_key(str(key))} = {default_text(each)}" for key, each in value.items()]
+        return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
+    if isinstance(value, set | frozenset):  # in no order, so it is sorted
+        return f"[{', '.join(sorted(map(default_text, value)))}]"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(default_text, value))}]"
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else default_text(key)
 
 
 def type_text(annotation: Any) -> str:
     """Return a type as a user reads it: `int or none`, `"a" or "b"`, `list of float`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return " or ".join(map(_plain, arguments))
+        return " or ".join(map(default_text, arguments))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(type_text(argument) for argument in arguments)
     if origin in (tuple, list):
@@ -89,17 +108,17 @@ def methods(kind: type[Component]) -> Iterator[tuple[str, Callable[..., Any], bo
 
 def signature(function: Callable[..., Any]) -> str:
     """Return `name(arguments) -> type`, with the types as they are written."""
-    found = inspect.signature(function)
-    plain = [
+    signature = inspect.signature(function)
+    parameters = [
         parameter.replace(annotation=_Written(parameter.annotation))
         if parameter.annotation is not parameter.empty
         else parameter
-        for parameter in found.parameters.values()
+        for parameter in signature.parameters.values()
     ]
-    result = found.return_annotation
-    shown = found.replace(
-        parameters=plain,
-        return_annotation=result if result is found.empty else _Written(result),
+    result = signature.return_annotation
+    shown = signature.replace(
+        parameters=parameters,
+        return_annotation=result if result is signature.empty else _Written(result),
     )
     return f"{function.__name__}{shown}"
 
@@ -124,8 +143,8 @@ def contract(kind: type[Component]) -> list[tuple[str, str]]:
 
 def hooks() -> list[tuple[str, str]]:
     """Return (signature, docstring) of each hook."""
-    found = [f for name, f in vars(hookspecs).items() if name.startswith("gvbsm_")]
-    return [(signature(hook), inspect.getdoc(hook) or "") for hook in found]
+    functions = [f for name, f in vars(hookspecs).items() if name.startswith("gvbsm_")]
+    return [(signature(hook), inspect.getdoc(hook) or "") for hook in functions]
 
 
 def markdown() -> str:

@@ -16,7 +16,7 @@ import torch
 
 from gvbsm import pipeline
 from gvbsm_plugins.executors.ray import Ray
-from gvbsm_registry import GvbsmError, relay
+from gvbsm_registry import GvbsmError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -37,25 +37,29 @@ def one_machine() -> Iterator[Ray]:
     ray.shutdown()
 
 
-def square(number: int) -> int:
-    relay.send(("seen", number))
+def ignore(message: Any) -> None:
+    pass
+
+
+def square(number: int, send: Callable[[Any], None]) -> int:
+    send(("seen", number))
     return number * number
 
 
-def chat() -> tuple[float, float]:
+def chat(send: Callable[[Any], None]) -> tuple[float, float]:
     """Send messages for a while; return when that began and ended."""
     began = time.time()
     while time.time() < began + 3:
-        relay.send("still here")
+        send("still here")
         sum(range(20_000))
     return began, time.time()
 
 
-def refuse() -> None:
+def refuse(send: Callable[[Any], None]) -> None:
     raise GvbsmError("out of tune; tune it")
 
 
-def pid_once(folder: Path) -> int:
+def pid_once(folder: Path, send: Callable[[Any], None]) -> int:
     """Kill its own worker the first time."""
     first = folder / "first"
     if not first.exists():
@@ -64,41 +68,41 @@ def pid_once(folder: Path) -> int:
     return torch.get_num_threads()
 
 
-def die() -> None:
+def die(send: Callable[[Any], None]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_tasks_run_and_their_messages_arrive(one_machine: Ray) -> None:
     messages: list[Any] = []
-    found = dict(one_machine.run_watched([partial(square, n) for n in range(6)], messages.append))
+    found = dict(one_machine.run([partial(square, n) for n in range(6)], messages.append))
     assert found == {n: n * n for n in range(6)}
     assert sorted(messages) == [("seen", n) for n in range(6)]
-    assert list(one_machine.run([])) == []
+    assert list(one_machine.run([], messages.append)) == []
 
 
 @pytest.mark.slow
 def test_tasks_that_talk_keep_their_cores_to_themselves(one_machine: Ray) -> None:
     """A worker that waited for Ray to take a message would lend its core to a third task."""
-    spans = [span for _, span in one_machine.run([chat] * 5)]
+    spans = [span for _, span in one_machine.run([chat] * 5, ignore)]
     together = [sum(began <= now < ended for began, ended in spans) for now, _ in spans]
     assert max(together) <= 2
 
 
 def test_an_error_arrives_as_itself(one_machine: Ray) -> None:
     with pytest.raises(GvbsmError) as error:
-        list(one_machine.run([refuse]))
+        list(one_machine.run([refuse], ignore))
     assert type(error.value) is GvbsmError
     assert str(error.value) == "out of tune; tune it"
 
 
 def test_a_task_whose_worker_dies_is_run_again(one_machine: Ray, tmp_path: Path) -> None:
-    assert list(one_machine.run([partial(pid_once, tmp_path)])) == [(0, 1)]
+    assert list(one_machine.run([partial(pid_once, tmp_path)], ignore)) == [(0, 1)]
 
 
 def test_a_task_that_kills_every_worker_ends_in_one_line(one_machine: Ray) -> None:
     fragile = one_machine.model_copy(update={"max_retries": 1})
     with pytest.raises(GvbsmError, match=r"lost its worker 2 times") as error:
-        list(fragile.run([die]))
+        list(fragile.run([die], ignore))
     assert "\n" not in str(error.value)
 
 
@@ -142,7 +146,7 @@ def test_two_workers_make_the_files_that_local_makes(one_machine: Ray, tmp_path:
 def test_no_cluster_at_an_address() -> None:
     ray.shutdown()
     with pytest.raises(GvbsmError, match="ray start --head"):
-        list(Ray(address="127.0.0.1:1").run([partial(square, 1)]))
+        list(Ray(address="127.0.0.1:1").run([partial(square, 1)], ignore))
 
 
 def killed_in(stage: str, out: Path, kill: Callable[[], None]) -> Callable[[], None]:

@@ -40,7 +40,7 @@ from gvbsm_registry import (
     testing,
 )
 from gvbsm_registry.testing import ConformanceError, cases, check, check_plugin, samples
-from gvbsm_registry.testing.cases import CHECKS
+from gvbsm_registry.testing.cases import REQUIREMENTS
 
 TINY_VIT = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 VARIANTS: dict[str, list[tuple[dict[str, Any], int]]] = {
@@ -61,7 +61,7 @@ def made(component: type[Component]) -> tuple[Component, dict[str, Any]]:
     """A component with the least that it needs, and the circumstances to try it in."""
     if component.name in VARIANTS:
         options, image_size = VARIANTS[component.name][0]
-        return component(**options), {"sides": (image_size,)}
+        return component(**options), {"image_sizes": (image_size,)}
     assert not component.name.endswith("/*"), f"say in VARIANTS which {component.name} to try"
     return component(), {}
 
@@ -75,9 +75,8 @@ def test_first_party(component: type[Component]) -> None:
 
 
 def test_all_kinds_have_cases() -> None:
-    assert {"component", *(kind.kind for kind in KINDS)} == set(CHECKS)
-    for checks in CHECKS.values():
-        assert all(function.__doc__ for function, _ in checks)
+    assert {"component", *(kind.kind for kind in KINDS)} == {each.kind for each in REQUIREMENTS}
+    assert all(each.check.__doc__ for each in REQUIREMENTS)
     assert {f"check_{kind.kind}" for kind in KINDS} < set(testing.__all__)
 
 
@@ -287,9 +286,9 @@ class Bad:
 
         name = "here"
 
-        def run(self, tasks: Any) -> Any:
+        def run(self, tasks: Any, on_message: Any) -> Any:
             for index, task in enumerate(tasks):
-                yield index, task()
+                yield index, task(on_message)
 
     class Raw(Exporter):
         """The pixels as bytes."""
@@ -311,14 +310,19 @@ def test_small_components_conform(component: type[Component]) -> None:
     assert {component.kind for component in GOOD} == {kind.kind for kind in KINDS}
 
 
-def _without_errors(tasks: Any) -> Any:
+def _without_errors(tasks: Any, on_message: Any) -> Any:
     for index, task in enumerate(tasks):
         with contextlib.suppress(ZeroDivisionError):
-            yield index, task()
+            yield index, task(on_message)
+
+
+def _without_messages(tasks: Any) -> Any:
+    for index, task in enumerate(tasks):
+        yield index, task(lambda message: None)
 
 
 BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
-    (Bad.Data, "open", lambda self, split, cache: None, "no gvbsm_registry.Split"),
+    (Bad.Data, "open", lambda self, split, cache: None, "not a gvbsm_registry.Split"),
     (
         Bad.Data,
         "open",
@@ -334,7 +338,7 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         "labels 0 to 2",
     ),
     (Bad.Net, "build", lambda self, classes, image_size, channels: nn.Flatten(), "gives the shape"),
-    (Bad.Net, "build", lambda self, classes, image_size, channels: 3, "no module"),
+    (Bad.Net, "build", lambda self, classes, image_size, channels: 3, "not a torch module"),
     (
         Bad.Net,
         "build",
@@ -367,7 +371,7 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         "changes the activation in place",
     ),
     (Bad.Means, "targets", lambda self, module: {"mean": torch.zeros(99)}, "targets {'mean': (99,)}"),
-    (Bad.Norm, "loss", lambda self, images, labels: images.square(), "no float scalar"),
+    (Bad.Norm, "loss", lambda self, images, labels: images.square(), "not a float scalar"),
     (Bad.Norm, "loss", lambda self, images, labels: images.square().sum().sqrt(), "gradient is not finite"),
     (Bad.Norm, "loss", lambda self, images, labels: images.square().mean() + torch.rand(()), "compiled"),
     (
@@ -382,7 +386,7 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         Bad.Start,
         "images",
         lambda self, labels, ranks, source, generator: source.train.images[: len(labels)],
-        "no finite floats",
+        "values that are not finite floats",
     ),
     (
         Bad.Start,
@@ -394,7 +398,7 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         Bad.Look,
         "draw",
         lambda self, count, image_size, generator: torch.zeros(count, 4),
-        "no gvbsm_registry.View",
+        "not a gvbsm_registry.View",
     ),
     (
         Bad.Look,
@@ -414,13 +418,9 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
     (Bad.Goal, "loss", lambda self, output, logits, truth: output.log().mean(), "gives nan"),
     (Bad.Half, "encode", lambda self, logits: {"logits": logits - logits.mean()}, "when it is alone"),
     (Bad.Half, "decode", lambda self, parts, classes: parts["logits"], "decode gives torch.float16"),
-    (Bad.Here, "run", lambda self, tasks: [(0, tasks[0]())], "5 tasks give [(0, 0)]"),
-    (
-        Bad.Here,
-        "run",
-        lambda self, tasks: _without_errors(tasks),
-        "raised nothing",
-    ),
+    (Bad.Here, "run", lambda self, tasks, on_message: [(0, tasks[0](on_message))], "5 tasks give [(0, 0)]"),
+    (Bad.Here, "run", lambda self, tasks, on_message: _without_errors(tasks, on_message), "raised nothing"),
+    (Bad.Here, "run", lambda self, tasks, on_message: _without_messages(tasks), "there arrive [] before"),
     (Bad.Raw, "export", lambda self, run, destination: None, "a run that is not finished raised nothing"),
     (Bad.Raw, "export", lambda self, run, destination: open(run / "x").close(), "instead of a GvbsmError"),
 ]

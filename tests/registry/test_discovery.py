@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from gvbsm.recipe import loading
+from gvbsm.results import tables
 from gvbsm_registry import KINDS, Backbone, GvbsmError, Matcher, Registry, Schedule, Step, discover
 from gvbsm_registry import hookspecs as specs
 from gvbsm_registry.discovery import GROUP
@@ -62,6 +65,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         return next(point for point in found if point.value == module)
 
     return install
+
+
+def shipping(*recipes: Path) -> str:
+    """The source of a plugin that ships these recipes."""
+    return HEAD + f"@hookimpl\ndef gvbsm_recipes():\n    return {[str(path) for path in recipes]!r}\n"
 
 
 def only(registry: Registry) -> str:
@@ -330,10 +338,86 @@ def gvbsm_components():
 
 
 def test_recipes_are_found_by_file_name(install: Install, tmp_path: Path) -> None:
-    registry = discover(
-        [install(GOOD + f"@hookimpl\ndef gvbsm_recipes():\n    return [{str(tmp_path / 'my.toml')!r}]\n")]
-    )
+    (tmp_path / "my.toml").write_text('data = "digits"\n')
+    registry = discover([install(shipping(tmp_path / "my.toml"))])
+    assert registry.problems() == []
     assert registry.recipes() == {"my": tmp_path / "my.toml"}
+    assert registry.recipe("my") == tmp_path / "my.toml"
+    with pytest.raises(GvbsmError, match="unknown recipe 'mi'; did you mean 'my'"):
+        registry.recipe("mi")
+
+
+def test_a_recipe_name_taken_twice_is_an_error_where_it_is_used_only(
+    install: Install, tmp_path: Path
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "digits.toml").write_text(f'description = "{folder}"\n')
+    (tmp_path / "b" / "other.toml").write_text("")
+    one = install(shipping(tmp_path / "a" / "digits.toml"))
+    two = install(
+        shipping(tmp_path / "b" / "digits.toml", tmp_path / "b" / "other.toml"), "more", "gvbsm-more", "2.0"
+    )
+    registry = discover([one, two])
+    problem = only(registry)
+    with pytest.raises(GvbsmError) as caught:
+        registry.recipe("digits")
+    with pytest.raises(GvbsmError, match="taken twice"):
+        loading.find("digits", registry)
+    for text in (problem, str(caught.value)):
+        assert "the recipe name 'digits' is taken twice" in text
+        assert "by plugin 'extra' of gvbsm-extra 1.2 and plugin 'more' of gvbsm-more 2.0" in text
+    assert loading.find("other", registry) == tmp_path / "b" / "other.toml"
+    listing = tables.recipe_table(registry)
+    assert "other" in listing
+    assert "taken twice" in listing
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "can't be read (No such file or directory)"),
+        (b"[[", "is not TOML ("),
+        (b"\xff", "is not TOML ("),
+    ],
+)
+def test_a_recipe_that_is_broken_or_missing_takes_no_other_along(
+    install: Install, tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "broken.toml").write_bytes(content)
+    (tmp_path / "whole.toml").write_text('description = "as it should be"\n')
+    registry = discover([install(shipping(tmp_path / "broken.toml", tmp_path / "whole.toml"))])
+    problem = only(registry)
+    assert problem.startswith(f"plugin 'extra' of gvbsm-extra 1.2: recipe {tmp_path}/broken.toml: {said}")
+    with pytest.raises(GvbsmError) as caught:
+        loading.load("broken", registry)
+    assert str(caught.value) == problem
+    listing = tables.recipe_table(registry)
+    assert "as it should be" in listing
+    assert problem in listing.splitlines()
+
+
+def test_an_origin_is_distribution_and_version(install: Install) -> None:
+    registry = discover([install(GOOD), install(GOOD, "more", "gvbsm-more", "2.0")])
+    first, second = (plugin.components[0] for plugin in registry.plugins)
+    assert first.name == second.name
+    assert registry.origin(first) == "gvbsm-extra 1.2"
+    assert registry.origin(second) == "gvbsm-more 2.0"
+    unknown = type("Unknown", (first,), {"__module__": "somewhere"})
+    assert registry.origin(unknown) == "somewhere"
+
+
+def test_a_registry_travels_with_its_own_entry_points(install: Install) -> None:
+    points = [install(GOOD), install("1 / 0", "bad", "gvbsm-bad", "0.3")]
+    registry = discover(iter(points))
+    again = pickle.loads(pickle.dumps(registry))
+    assert again.components() == registry.components()
+    assert [component.name for component in again.components()] == ["steady"]
+    assert again.problems() == registry.problems()
+    assert again.origin(again.find(Schedule, "steady")) == "gvbsm-extra 1.2"
+    installed = discover()
+    assert pickle.loads(pickle.dumps(installed)).components() == installed.components()
 
 
 def test_watching_hooks_are_called(install: Install) -> None:

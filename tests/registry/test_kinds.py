@@ -108,6 +108,20 @@ def test_a_family_member_goes_by_its_own_name() -> None:
     assert Constant().full_name == "constant"
 
 
+def test_a_component_names_the_files_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "weights.safetensors"
+    assert Constant(folder=tmp_path).files() == ()
+    assert Family(variant="a").files() == ()
+    assert Family(variant="a", weights=str(weights)).files() == ()
+    weights.write_bytes(b"1")
+    assert Family(variant="a", weights=str(weights)).files() == (weights,)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Family(variant="a", weights="~/weights.safetensors").files() == (weights,)
+    (tmp_path / "DEFAULT").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert Family(variant="a", weights="DEFAULT").files() == ()
+
+
 def test_measured_targets_depend_on_a_matchers_own_options_alone() -> None:
     assert Edges(weight=0.5, momentum=0.1, drop_rate=0.4, first_site_weight=1).measured_by() == {
         "use": "edges",

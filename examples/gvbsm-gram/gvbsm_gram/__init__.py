@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-requires_contract = ">=1,<2"
+requires_contract = ">=2,<3"
 
 
 class Gram(Matcher):

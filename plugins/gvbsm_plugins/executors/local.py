@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gvbsm_registry import Executor
+from gvbsm_registry import Executor, Task
 
 
 class Local(Executor):
@@ -16,6 +16,6 @@ class Local(Executor):
 
     name = "local"
 
-    def run(self, tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
+    def run(self, tasks: Sequence[Task], on_message: Callable[[Any], None]) -> Iterator[tuple[int, Any]]:
         for index, task in enumerate(tasks):
-            yield index, task()
+            yield index, task(on_message)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from gvbsm_registry import Executor, GvbsmError, relay
+from gvbsm_registry import Executor, GvbsmError, Task
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -45,12 +45,7 @@ class Ray(Executor):
     )
     max_retries: int = Field(3, ge=0, description="how often a task whose worker is lost is run again")
 
-    def run(self, tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
-        return self.run_watched(tasks, lambda message: None)
-
-    def run_watched(
-        self, tasks: Sequence[Callable[[], Any]], take: Callable[[Any], None]
-    ) -> Iterator[tuple[int, Any]]:
+    def run(self, tasks: Sequence[Task], on_message: Callable[[Any], None]) -> Iterator[tuple[int, Any]]:
         """Yield (index, result) as tasks end.
 
         Raises what a task raises, and GvbsmError if Ray is missing or unreachable, or a task too often lost.
@@ -72,7 +67,7 @@ class Ray(Executor):
                 waiting[reference] = index
             while waiting:
                 done, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL)
-                _drain(mailbox, take)
+                _drain(mailbox, on_message)
                 for reference in done:
                     yield waiting.pop(reference), self._result(ray, reference)
         finally:
@@ -182,10 +177,10 @@ def _mailbox(ray: ModuleType) -> Any:
     return ray.util.queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
-def _drain(mailbox: Any, take: Callable[[Any], None]) -> None:
+def _drain(mailbox: Any, on_message: Callable[[Any], None]) -> None:
     count = mailbox.qsize()
     for message in mailbox.get_nowait_batch(count) if count else ():
-        take(message)
+        on_message(message)
 
 
 def _call(task: bytes, paths: list[str], folder: str, threads: int, mailbox: Any) -> Any:
@@ -199,26 +194,25 @@ def _call(task: bytes, paths: list[str], folder: str, threads: int, mailbox: Any
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
-    post = _Post(mailbox)
+    send = _Sender(mailbox)
     try:
-        with relay.sending(post):
-            return cloudpickle.loads(task)()
+        return cloudpickle.loads(task)(send)
     finally:
-        post.wait()
+        send.wait()
 
 
-class _Post:
+class _Sender:
     """Sends messages without waiting: a task that waits lends its cores to another one meanwhile."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
-        self._last: Any = None
+        self._latest: Any = None
 
     def __call__(self, message: Any) -> None:
-        self._last = self._mailbox.actor.put_nowait.remote(message)
+        self._latest = self._mailbox.actor.put_nowait.remote(message)
 
     def wait(self) -> None:
         """Return once all have arrived, or none will: that nobody listens any more is no reason to fail."""
-        if self._last is not None:
+        if self._latest is not None:
             ray = importlib.import_module("ray")
-            ray.wait([self._last], timeout=KNOCK)
+            ray.wait([self._latest], timeout=KNOCK)

@@ -29,9 +29,9 @@ from gvbsm_registry.kinds import (
     Regularizer,
     Schedule,
 )
-from gvbsm_registry.testing import backbones, components, data, losses, matchers, running, views
-from gvbsm_registry.testing.cases import Case, ConformanceError, cases, fail, run
+from gvbsm_registry.testing.cases import Case, cases, run
 from gvbsm_registry.testing.plugins import check_plugin
+from gvbsm_registry.testing.requirements import ConformanceError, fail
 from gvbsm_registry.testing.samples import PlainActivation
 
 __all__ = [
@@ -55,8 +55,6 @@ __all__ = [
     "check_schedule",
 ]
 
-_LOADED = (backbones, components, data, losses, matchers, running, views)  # importing them registers cases
-
 
 def check(component: Component | type[Component], **circumstances: Any) -> None:
     """Run every case of a component's kind; raises ConformanceError. See `cases` for the arguments."""
@@ -74,9 +72,9 @@ def check_dataset(component: Dataset | type[Dataset]) -> None:
     _check(Dataset, component)
 
 
-def check_backbone(component: Backbone | type[Backbone], sides: tuple[int, ...] = (16,)) -> None:
-    """Check a backbone on images of the given sides, which it must take. Raises ConformanceError."""
-    _check(Backbone, component, sides=sides)
+def check_backbone(component: Backbone | type[Backbone], image_sizes: tuple[int, ...] = (16,)) -> None:
+    """Check a backbone on images of the given sizes, which it must take. Raises ConformanceError."""
+    _check(Backbone, component, image_sizes=image_sizes)
 
 
 def check_matcher(component: Matcher | type[Matcher], model: Any = None) -> None:

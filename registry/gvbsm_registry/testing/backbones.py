@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvbsm_registry.errors import GvbsmError
-from gvbsm_registry.testing.cases import Context, fail, require, require_error, requirement
+from gvbsm_registry.testing.requirements import Context, fail, require, require_error, requirement
 from gvbsm_registry.testing.samples import SEED, close, compiled, images
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def _build(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = context.component.build(classes, image_size or context.sides[0], channels)
-    require(isinstance(model, torch.nn.Module), f"build returns {model!r}, no module")
+        model: Any = context.component.build(classes, image_size or context.image_sizes[0], channels)
+    require(isinstance(model, torch.nn.Module), f"build returns {model!r}, not a torch module")
     return model.to(context.device).eval()
 
 
@@ -32,17 +32,20 @@ def _maps_images_to_logits(context: Context) -> None:
     logits [B, classes]: for one image, one class and grey images too."""
     import torch
 
-    image_size = context.sides[0]
+    image_size = context.image_sizes[0]
     trials = [(4, image_size, 3, 5), (4, image_size, 3, 1), (1, image_size, 3, 2), (4, image_size, 1, 2)]
-    trials += [(4, other, 3, 2) for other in context.sides[1:]]
+    trials += [(4, other, 3, 2) for other in context.image_sizes[1:]]
     for classes, pixels, channels, count in trials:
         model = _build(context, classes, pixels, channels)
         with torch.no_grad():
             logits = model(images(count, channels, pixels, context.device))
         what = f"{count} images {channels}×{pixels}×{pixels} to {classes} classes"
-        require(isinstance(logits, torch.Tensor), f"{what}: gives {type(logits).__name__}, no tensor")
+        require(isinstance(logits, torch.Tensor), f"{what}: gives {type(logits).__name__}, not a tensor")
         require(tuple(logits.shape) == (count, classes), f"{what}: gives the shape {tuple(logits.shape)}")
-        require(logits.is_floating_point() and logits.isfinite().all(), f"{what}: gives no finite floats")
+        require(
+            logits.is_floating_point() and logits.isfinite().all(),
+            f"{what}: gives values that are not finite floats",
+        )
 
 
 @requirement("backbone")
@@ -50,7 +53,7 @@ def _takes_or_refuses_odd_sizes(context: Context) -> None:
     """images of an odd or tiny size are taken, or refused with a GvbsmError when the module is built."""
     import torch
 
-    for image_size in (context.sides[0] + 1, 5):
+    for image_size in (context.image_sizes[0] + 1, 5):
         try:
             model = _build(context, image_size=image_size)
         except GvbsmError:
@@ -84,7 +87,7 @@ def _state_fits_a_fresh_module(context: Context) -> None:
     wrong = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     require(not wrong, f"the state's {wrong} are not tensors, so that safetensors can't keep them")
     second.load_state_dict(state)
-    batch = images(3, image_size=context.sides[0])
+    batch = images(3, image_size=context.image_sizes[0])
     with torch.no_grad():
         require(torch.equal(first(batch), second(batch)), "the same state gives other logits")
 
@@ -95,7 +98,7 @@ def _gradients_reach_the_images(context: Context) -> None:
     import torch
 
     model = _build(context).requires_grad_(False)
-    batch = images(3, image_size=context.sides[0], device=context.device).requires_grad_(True)
+    batch = images(3, image_size=context.image_sizes[0], device=context.device).requires_grad_(True)
     logits = model(batch)
     require(logits.requires_grad, "the logits have no gradient (detached, or computed outside torch?)")
     (gradient,) = torch.autograd.grad(logits.square().sum(), [batch])
@@ -107,7 +110,7 @@ def _evaluation_is_deterministic(context: Context) -> None:
     """in evaluation mode an image's logits are the same each time, whatever other images are in the batch."""
     import torch
 
-    model, batch = _build(context), images(4, image_size=context.sides[0])
+    model, batch = _build(context), images(4, image_size=context.image_sizes[0])
     with torch.no_grad():
         first, again, alone = model(batch), model(batch), model(batch[:1])
     require(torch.equal(first, again), "the logits differ the second time (dropout without eval mode?)")
@@ -116,11 +119,11 @@ def _evaluation_is_deterministic(context: Context) -> None:
 
 @requirement("backbone")
 def _keeps_its_inputs(context: Context) -> None:
-    """no module changes a convolution's or a normalisation's input in place (build with inplace=False), so
+    """no module changes the input of a convolution or a normalisation in place (build with inplace=False), so
     that matchers can observe it."""
     import torch
 
-    model, batch = _build(context), images(2, image_size=context.sides[0])
+    model, batch = _build(context), images(2, image_size=context.image_sizes[0])
     seen: dict[str, tuple[Any, int]] = {}
 
     def recorder(name: str) -> Any:
@@ -141,13 +144,13 @@ def _keeps_its_inputs(context: Context) -> None:
 
 @requirement("backbone")
 def _weights_that_are_not_there_are_refused(context: Context) -> None:
-    """`weights` that can't be had raise a GvbsmError that names the file."""
+    """`weights` that do not exist raise a GvbsmError that names the file."""
     with tempfile.TemporaryDirectory() as folder:
         missing = str(Path(folder, "missing.safetensors"))
         asked = context.component.model_copy(update={"weights": missing})
-        require_error(lambda: asked.build(4, context.sides[0], 3), "a weights file that does not exist")
+        require_error(lambda: asked.build(4, context.image_sizes[0], 3), "a weights file that does not exist")
         try:
-            asked.build(4, context.sides[0], 3)
+            asked.build(4, context.image_sizes[0], 3)
         except GvbsmError as error:
             require("missing.safetensors" in str(error), f"the error does not name the file: {error}")
 
@@ -161,7 +164,7 @@ def _trains(context: Context) -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     labels = torch.arange(4, device=context.device)
-    batch = images(4, image_size=context.sides[0], device=context.device)
+    batch = images(4, image_size=context.image_sizes[0], device=context.device)
     torch.nn.functional.cross_entropy(model(batch), labels).backward()
     optimizer.step()
     after = list(model.parameters())
@@ -177,7 +180,7 @@ def _runs_under_autocast(context: Context) -> None:
 
     model = _build(context)
     with torch.no_grad(), torch.autocast(context.device, torch.bfloat16):
-        logits = model(images(2, image_size=context.sides[0], device=context.device))
+        logits = model(images(2, image_size=context.image_sizes[0], device=context.device))
     require(logits.isfinite().all(), "the logits are not finite")
 
 
@@ -186,8 +189,8 @@ def _runs_compiled(context: Context) -> None:
     """torch.compile does not change the logits."""
     import torch
 
-    model, batch = _build(context).requires_grad_(False), images(2, image_size=context.sides[0])
+    model, batch = _build(context).requires_grad_(False), images(2, image_size=context.image_sizes[0])
     with torch.no_grad():
-        expected, found = model(batch), compiled(model)(batch)
-    if not close(found, expected, 1e-3):
+        expected, actual = model(batch), compiled(model)(batch)
+    if not close(actual, expected, 1e-3):
         fail("compiled it gives other logits")

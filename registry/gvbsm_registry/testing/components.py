@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gvbsm_registry.kinds import KINDS
-from gvbsm_registry.testing.cases import Context, fail, require, requirement
+from gvbsm_registry.testing.requirements import Context, fail, require, requirement
 
 
 @requirement("component")
@@ -61,7 +61,7 @@ def _is_frozen(context: Context) -> None:
 
 @requirement("component")
 def _its_table_makes_it_again(context: Context) -> None:
-    """`table()` holds plain TOML values (after JSON) and makes an equal component."""
+    """`to_recipe()` holds plain TOML values (after JSON) and makes an equal component."""
     component = context.component
     table = component.to_recipe()
     require(table.pop("use") == component.full_name, f"its table says {component.to_recipe()['use']!r}")
@@ -86,8 +86,9 @@ def _methods_have_the_contracts_arguments(context: Context) -> None:
     component = type(context.component)
     kind = next(known for known in KINDS if issubclass(component, known))
     for method in sorted(kind.__abstractmethods__):
-        wanted = list(inspect.signature(getattr(kind, method)).parameters)
-        found = list(inspect.signature(getattr(component, method)).parameters)
+        expected = list(inspect.signature(getattr(kind, method)).parameters)
+        actual = list(inspect.signature(getattr(component, method)).parameters)
         require(
-            found[: len(wanted)] == wanted, f"{method} takes ({', '.join(found)}), not ({', '.join(wanted)})"
+            actual[: len(expected)] == expected,
+            f"{method} takes ({', '.join(actual)}), not ({', '.join(expected)})",
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gvbsm_registry.splits import Split
-from gvbsm_registry.testing.cases import Context, require, require_error, requirement
+from gvbsm_registry.testing.requirements import Context, require, require_error, requirement
 from gvbsm_registry.testing.samples import SEED, SampleSource, unseeded
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def _opened(context: Context) -> Iterator[tuple[Split, Split, Path]]:
         cache = Path(folder, "cache")
         train, test = context.component.open("train", cache), context.component.open("test", cache)
         for split in (train, test):
-            require(isinstance(split, Split), f"open returns {split!r}, no gvbsm_registry.Split")
+            require(isinstance(split, Split), f"open returns {split!r}, not a gvbsm_registry.Split")
         yield train, test, cache
         del train, test  # memory maps must be gone before their folder
 
@@ -67,11 +67,11 @@ def _reads_images(context: Context) -> None:
     with _opened(context) as (train, test, _):
         for split in (train, test):
             last = len(split) - 1
-            for wanted in ([0, last, 0], [last], []):
-                found = split.read(torch.tensor(wanted, dtype=torch.int64))
-                shape = (len(wanted), split.channels, split.image_size, split.image_size)
-                ok = found.dtype == torch.uint8 and tuple(found.shape) == shape
-                require(ok, f"read({wanted}) gives {found.dtype} {tuple(found.shape)}, not uint8 {shape}")
+            for indices in ([0, last, 0], [last], []):
+                pixels = split.read(torch.tensor(indices, dtype=torch.int64))
+                shape = (len(indices), split.channels, split.image_size, split.image_size)
+                ok = pixels.dtype == torch.uint8 and tuple(pixels.shape) == shape
+                require(ok, f"read({indices}) gives {pixels.dtype} {tuple(pixels.shape)}, not uint8 {shape}")
             pair, single = split.read(torch.tensor([last, 0])), split.read(torch.tensor([0]))
             require(torch.equal(pair[1], single[0]), "an image differs with the order in which it is read")
 
@@ -110,11 +110,11 @@ def _images(
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    found: Tensor = unseeded(lambda: context.component.images(labels, ranks, source, generator))
-    return found
+    images: Tensor = unseeded(lambda: context.component.images(labels, ranks, source, generator))
+    return images
 
 
-def _wanted(classes: int, ipc: int) -> tuple[Tensor, Tensor]:
+def _labels_and_ranks(classes: int, ipc: int) -> tuple[Tensor, Tensor]:
     import torch
 
     return torch.arange(classes).repeat_interleave(ipc), torch.arange(ipc).repeat(classes)
@@ -123,7 +123,7 @@ def _wanted(classes: int, ipc: int) -> tuple[Tensor, Tensor]:
 @requirement("initializer")
 def _gives_an_image_for_each_label(context: Context) -> None:
     """`images` returns normalised finite floats [n, C, H, W]: of one image, one class, grey images and odd
-    sides too."""
+    sizes too."""
     for classes, ipc, channels, image_size in (
         (3, 2, 3, 8),
         (1, 1, 3, 8),
@@ -132,13 +132,16 @@ def _gives_an_image_for_each_label(context: Context) -> None:
         (3, 2, 3, 7),
     ):
         source = SampleSource(classes, channels=channels, image_size=image_size)
-        found = _images(context, source, *_wanted(classes, ipc))
+        images = _images(context, source, *_labels_and_ranks(classes, ipc))
         shape = (classes * ipc, channels, image_size, image_size)
         what = f"{ipc} images of {classes} classes"
-        require(tuple(found.shape) == shape, f"{what}: shape {tuple(found.shape)}, not {shape}")
-        require(found.is_floating_point() and found.isfinite().all(), f"{what}: no finite floats")
+        require(tuple(images.shape) == shape, f"{what}: shape {tuple(images.shape)}, not {shape}")
         require(
-            float(found.abs().max()) < 50, f"{what}: values up to {float(found.abs().max()):.0f}: pixels?"
+            images.is_floating_point() and images.isfinite().all(),
+            f"{what}: values that are not finite floats",
+        )
+        require(
+            float(images.abs().max()) < 50, f"{what}: values up to {float(images.abs().max()):.0f}: pixels?"
         )
 
 
@@ -147,8 +150,8 @@ def _all_randomness_is_the_generators(context: Context) -> None:
     """with equal generators the images are equal, whatever torch's global generator is."""
     import torch
 
-    wanted = _wanted(3, 2)
-    first, second = (_images(context, SampleSource(), *wanted) for _ in range(2))
+    labels_and_ranks = _labels_and_ranks(3, 2)
+    first, second = (_images(context, SampleSource(), *labels_and_ranks) for _ in range(2))
     require(torch.equal(first, second), "the images differ the second time")
 
 
@@ -158,7 +161,7 @@ def _choices_do_not_depend_on_the_batch(context: Context) -> None:
     are split into batches; two ranks of a class are different images."""
     import torch
 
-    labels, ranks = _wanted(3, 4)
+    labels, ranks = _labels_and_ranks(3, 4)
     source = SampleSource()
     together = _images(context, source, labels, ranks)
     if not torch.equal(together, _images(context, source, labels, ranks, seed=SEED + 1)):

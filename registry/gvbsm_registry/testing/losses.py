@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from gvbsm_registry.testing.cases import Context, require, requirement
+from gvbsm_registry.testing.requirements import Context, require, requirement
 from gvbsm_registry.testing.samples import SEED, close, compiled, images
 
 if TYPE_CHECKING:
@@ -29,10 +29,12 @@ def _logits(*shape: int, device: str = "cpu", offset: int = 0) -> Tensor:
 def _is_loss(value: object, what: str) -> Tensor:
     import torch
 
-    require(isinstance(value, torch.Tensor), f"{what} gives {value!r}, no tensor")
+    require(isinstance(value, torch.Tensor), f"{what} gives {value!r}, not a tensor")
     assert isinstance(value, torch.Tensor)
     shape = tuple(value.shape)
-    require(value.is_floating_point() and shape == (), f"{what} gives {value.dtype} {shape}, no float scalar")
+    require(
+        value.is_floating_point() and shape == (), f"{what} gives {value.dtype} {shape}, not a float scalar"
+    )
     require(value.isfinite(), f"{what} gives {float(value.detach())}")
     return value
 
@@ -50,26 +52,26 @@ def _gradient(value: Tensor, inputs: Tensor, what: str) -> Tensor:
 def _same_twice(loss: Callable[[], Tensor], what: str) -> None:
     import torch
 
-    found = []
+    values = []
     for _ in range(2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            found.append(loss())
-    require(torch.equal(*found), f"{what} differs the second time")
+            values.append(loss())
+    require(torch.equal(*values), f"{what} differs the second time")
 
 
 def _same_compiled(loss: Loss, first: Tensor, *rest: Tensor) -> None:
-    plain, traced = (first.clone().requires_grad_(True) for _ in range(2))
-    expected, found = loss(plain, *rest), compiled(loss)(traced, *rest)
-    require(close(found, expected), f"compiled it gives {found}, else {expected}")
+    eager, traced = (first.clone().requires_grad_(True) for _ in range(2))
+    expected, actual = loss(eager, *rest), compiled(loss)(traced, *rest)
+    require(close(actual, expected), f"compiled it gives {actual}, else {expected}")
     gradients = [
-        _gradient(value.sum(), inputs, "compiled") for value, inputs in ((expected, plain), (found, traced))
+        _gradient(value.sum(), inputs, "compiled") for value, inputs in ((expected, eager), (actual, traced))
     ]
-    require(close(gradients[1], gradients[0]), "the gradient is another when compiled")
+    require(close(gradients[1], gradients[0]), "the gradient differs when compiled")
 
 
 def _batches(device: str) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield images and labels: usual ones, one image, one class, grey ones, odd and tiny sides."""
+    """Yield images and labels: usual ones, one image, one class, grey ones, odd and tiny sizes."""
     for what, count, classes, channels, image_size in (
         ("6 images of 3 classes", 6, 3, 3, 16),
         ("one image", 1, 1, 3, 16),
@@ -85,7 +87,7 @@ def _batches(device: str) -> Iterator[tuple[str, Tensor, Tensor]]:
 @requirement("regularizer", devices=True)
 def _a_scalar_with_a_gradient(context: Context) -> None:
     """`loss` returns a finite float scalar, differentiable in the images with a finite gradient; for one
-    image, one class, grey images, odd sides and images of one colour too."""
+    image, one class, grey images, odd sizes and images of one colour too."""
     import torch
 
     for what, batch, labels in _batches(context.device):
@@ -175,10 +177,13 @@ def _an_objective_works_compiled(context: Context) -> None:
 def _combines_to_one_matrix(context: Context) -> None:
     """`combine` takes [S, B, K] to finite floats [B, K] on its device; of one backbone or image too."""
     for shape in ((3, 5, 4), (1, 5, 4), (3, 1, 4), (3, 5, 1)):
-        found = context.component.combine(_logits(*shape, device=context.device))
-        require(tuple(found.shape) == shape[1:], f"{shape} gives {tuple(found.shape)}")
-        require(found.is_floating_point() and found.isfinite().all(), f"{shape} gives no finite floats")
-        require(found.device.type == context.device, f"the result is on {found.device}")
+        logits = context.component.combine(_logits(*shape, device=context.device))
+        require(tuple(logits.shape) == shape[1:], f"{shape} gives {tuple(logits.shape)}")
+        require(
+            logits.is_floating_point() and logits.isfinite().all(),
+            f"{shape} gives values that are not finite floats",
+        )
+        require(logits.device.type == context.device, f"the result is on {logits.device}")
     require(
         context.component.combine(_logits(3, 5, 4, device=context.device) * 0).isfinite().all(),
         "zeros: not finite",
@@ -211,14 +216,14 @@ def _an_ensembler_works_in_half_precision(context: Context) -> None:
 def _an_ensembler_works_compiled(context: Context) -> None:
     """torch.compile does not change the result."""
     logits = _logits(3, 5, 4)
-    expected, found = context.component.combine(logits), compiled(context.component.combine)(logits)
-    require(close(found, expected), "compiled it gives another result")
+    expected, actual = context.component.combine(logits), compiled(context.component.combine)(logits)
+    require(close(actual, expected), "compiled it gives another result")
 
 
 @requirement("codec")
 def _codes_row_by_row(context: Context) -> None:
     """`encode` of finite float32 [B, K] returns named tensors with leading axis B, `decode` of these finite
-    float32 [B, K]; a row's code does not depend on the other rows; of one row and one class too."""
+    float32 [B, K]; the code of a row does not depend on the other rows; of one row and one class too."""
     import torch
 
     for count, classes in ((5, 12), (1, 12), (3, 1)):
@@ -228,9 +233,9 @@ def _codes_row_by_row(context: Context) -> None:
         require(torch.equal(before, logits), "encode changes the logits")
         ok = isinstance(parts, dict) and parts and all(len(part) == count for part in parts.values())
         require(ok, f"encode of {count} rows gives {parts!r}")
-        found = context.component.decode(parts, classes)
-        right = found.dtype == torch.float32 and tuple(found.shape) == (count, classes)
-        require(right and found.isfinite().all(), f"decode gives {found.dtype} {tuple(found.shape)}")
+        decoded = context.component.decode(parts, classes)
+        right = decoded.dtype == torch.float32 and tuple(decoded.shape) == (count, classes)
+        require(right and decoded.isfinite().all(), f"decode gives {decoded.dtype} {tuple(decoded.shape)}")
         for row in range(count):
             alone = context.component.encode(logits[row : row + 1])
             same = all(torch.equal(alone[name][0], parts[name][row]) for name in parts)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gvbsm_registry.kinds import Matcher
-from gvbsm_registry.testing.cases import Context, fail, require, requirement
+from gvbsm_registry.testing.requirements import Context, fail, require, requirement
 from gvbsm_registry.testing.samples import close, compiled, images, models, observe
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def _places(context: Context, channels: int = 3) -> Iterator[tuple[Module, list[str]]]:
     """Yield the models in which the matcher has sites."""
-    found = list(models(channels).values())
+    candidates = list(models(channels).values())
     if context.model is not None and channels == 3:
-        found.append(context.model)
-    for model in found:
+        candidates.append(context.model)
+    for model in candidates:
         if sites := list(context.component.sites(model)):
             yield model.to(context.device).eval(), sites
 
@@ -38,22 +38,22 @@ def _statistics(context: Context, batch: Tensor, model: Module, sites: list[str]
 def _sites_are_modules(context: Context) -> None:
     """`sites` returns names as in `model.named_modules()`, each once, the same ones every time, and finds
     some in a small model with BatchNorm, GroupNorm or LayerNorm, or in the one given as `model`."""
-    found = False
+    has_sites = False
     for name, model in {
         **models(),
         **({"given": context.model} if context.model is not None else {}),
     }.items():
         sites = context.component.sites(model)
         known = dict(model.named_modules())
-        require(isinstance(sites, list), f"sites is {type(sites).__name__}, no list")
+        require(isinstance(sites, list), f"sites is {type(sites).__name__}, not a list")
         unknown = [site for site in sites if site not in known]
         require(not unknown, f"in the model {name} it names {unknown}, which are not modules of it")
         require(len(set(sites)) == len(sites), f"in the model {name} it names a site twice: {sites}")
         require(
             context.component.sites(model) == sites, f"in the model {name} it names other sites each time"
         )
-        found = found or bool(sites)
-    require(found, "it has no site in any model; give one that it is meant for as `model`")
+        has_sites = has_sites or bool(sites)
+    require(has_sites, "it has no site in any model; give one that it is meant for as `model`")
 
 
 @requirement("matcher")
@@ -74,13 +74,14 @@ def _statistics_are_named_finite_tensors(context: Context) -> None:
 
     for model, sites in _places(context):
         for site, activation in observe(model, sites, images(device=context.device)).items():
-            found = context.component.statistics(activation)
+            statistics = context.component.statistics(activation)
             require(
-                isinstance(found, dict) and found, f"at {site!r} it returns {found!r}, no dict of tensors"
+                isinstance(statistics, dict) and statistics,
+                f"at {site!r} it returns {statistics!r}, not a dict of tensors",
             )
-            for name, value in found.items():
+            for name, value in statistics.items():
                 is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
-                require(is_float, f"at {site!r} {name!r} is no float tensor: {value!r}")
+                require(is_float, f"at {site!r} {name!r} is {value!r}, not a float tensor")
                 require(value.isfinite().all(), f"at {site!r} {name!r} is not finite")
                 require(value.device.type == context.device, f"at {site!r} {name!r} is on {value.device}")
 
@@ -92,16 +93,16 @@ def _shapes_do_not_depend_on_the_batch(context: Context) -> None:
     for model, sites in _places(context):
         shapes = []
         for count in (6, 3, 1):
-            found = _statistics(context, images(count), model, sites)
-            for name, value in found.items():
+            statistics = _statistics(context, images(count), model, sites)
+            for name, value in statistics.items():
                 require(value.isfinite().all(), f"{name!r} is not finite with {count} images")
-            shapes.append({name: tuple(value.shape) for name, value in found.items()})
+            shapes.append({name: tuple(value.shape) for name, value in statistics.items()})
         require(shapes[0] == shapes[1] == shapes[2], f"shapes with 6, 3 and 1 images: {shapes}")
 
 
 @requirement("matcher")
 def _takes_grey_images_and_odd_sizes(context: Context) -> None:
-    """activations of grey images and of odd or small sides are taken."""
+    """activations of grey images and of odd or small sizes are taken."""
     for channels, patch_size in ((1, 16), (3, 7), (1, 5)):
         for model, sites in _places(context, channels):
             if channels == 3 and model is context.model:
@@ -121,12 +122,12 @@ def _is_differentiable(context: Context) -> None:
     for start in (images(device=context.device), torch.zeros(4, 3, 16, 16, device=context.device)):
         for model, sites in _places(context):
             batch = start.clone().requires_grad_(True)
-            found = _statistics(context, batch, model, sites)
-            for name, value in found.items():
+            statistics = _statistics(context, batch, model, sites)
+            for name, value in statistics.items():
                 require(
                     value.requires_grad, f"{name!r} has no gradient (detached, or computed outside torch?)"
                 )
-            total = torch.stack([value.double().square().sum() for value in found.values()]).sum()
+            total = torch.stack([value.double().square().sum() for value in statistics.values()]).sum()
             (gradient,) = torch.autograd.grad(total, [batch])
             require(gradient.isfinite().all(), "the gradient is not finite")
             require(start.any() <= gradient.any(), "the gradient is zero everywhere")
@@ -157,9 +158,11 @@ def _targets_fit_the_statistics(context: Context) -> None:
             targets = context.component.targets(modules[site])
             if targets is None:
                 continue
-            found = {name: tuple(t.shape) for name, t in context.component.statistics(activation).items()}
+            statistics = {
+                name: tuple(t.shape) for name, t in context.component.statistics(activation).items()
+            }
             known = {name: tuple(t.shape) for name, t in targets.items()}
-            require(found == known, f"at {site!r} statistics are {found}, targets {known}")
+            require(statistics == known, f"at {site!r} statistics are {statistics}, targets {known}")
 
 
 @requirement("matcher")
@@ -183,8 +186,8 @@ def _works_under_autocast(context: Context) -> None:
     for model, sites in _places(context):
         batch = images(device=context.device).requires_grad_(True)
         with torch.autocast(context.device, torch.bfloat16):
-            found = _statistics(context, batch, model, sites)
-            total = torch.stack([value.float().square().sum() for value in found.values()]).sum()
+            statistics = _statistics(context, batch, model, sites)
+            total = torch.stack([value.float().square().sum() for value in statistics.values()]).sum()
         (gradient,) = torch.autograd.grad(total, [batch])
         require(total.isfinite() and gradient.isfinite().all(), "a statistic or gradient is not finite")
 
@@ -199,16 +202,16 @@ def _works_under_compile(context: Context) -> None:
         kind = type(activation)
 
         def values(tensor: Tensor, kind: Any = kind) -> dict[str, Tensor]:
-            found: dict[str, Tensor] = context.component.statistics(kind(tensor))
-            return found
+            statistics: dict[str, Tensor] = context.component.statistics(kind(tensor))
+            return statistics
 
-        plain, traced = (activation.tensor.detach().clone().requires_grad_(True) for _ in range(2))
-        expected, found = values(plain), compiled(values)(traced)
+        eager, traced = (activation.tensor.detach().clone().requires_grad_(True) for _ in range(2))
+        expected, actual = values(eager), compiled(values)(traced)
         for name in expected:
-            require(close(found[name], expected[name]), f"at {site!r} {name!r} is another when compiled")
-        for result in (expected, found):
+            require(close(actual[name], expected[name]), f"at {site!r} {name!r} differs when compiled")
+        for result in (expected, actual):
             torch.stack([value.square().sum() for value in result.values()]).sum().backward()
-        assert plain.grad is not None
-        if traced.grad is None or not close(traced.grad, plain.grad):
-            fail(f"at {site!r} the gradient is another when compiled")
+        assert eager.grad is not None
+        if traced.grad is None or not close(traced.grad, eager.grad):
+            fail(f"at {site!r} the gradient differs when compiled")
         return  # one model is enough: compiling takes a second

@@ -7,7 +7,7 @@ import sys
 from importlib import metadata
 
 from gvbsm_registry.discovery import GROUP, Registry, discover
-from gvbsm_registry.testing.cases import fail
+from gvbsm_registry.testing.requirements import fail
 
 HEAVY = ("torch", "torchvision", "timm", "numpy", "sklearn")
 

@@ -3,44 +3,65 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gvbsm_registry.artifacts import Artifact, write
-from gvbsm_registry.testing.cases import Context, fail, require, require_error, requirement
+from gvbsm_registry.testing.requirements import Context, fail, require, require_error, requirement
 from gvbsm_registry.testing.samples import SampleSource
 
 
-def _square(number: int) -> int:
+def _square(number: int, send: Callable[[Any], None]) -> int:
+    send(("first", number))
+    send(("second", number))
     return number * number
 
 
-def _broken() -> None:
+def _broken(send: Callable[[Any], None]) -> None:
     raise ZeroDivisionError("on purpose")
+
+
+def _ignore(message: Any) -> None:
+    """Take a message of a task, and do nothing."""
 
 
 @requirement("executor")
 def _runs_every_task_once(context: Context) -> None:
     """`run` yields (index, result) once for each task, in any order; one task and none too."""
     for count in (5, 1, 0):
-        found = list(context.component.run([partial(_square, number) for number in range(count)]))
-        wanted = [(number, number * number) for number in range(count)]
-        require(sorted(found) == wanted, f"{count} tasks give {found}, not {wanted}")
+        tasks = [partial(_square, number) for number in range(count)]
+        results = list(context.component.run(tasks, _ignore))
+        expected = [(number, number * number) for number in range(count)]
+        require(sorted(results) == expected, f"{count} tasks give {results}, not {expected}")
+
+
+@requirement("executor")
+def _messages_arrive_before_the_result(context: Context) -> None:
+    """what a task sends arrives at `on_message`, in order and before its result is yielded."""
+    messages: list[Any] = []
+    for number, _ in context.component.run(
+        [partial(_square, number) for number in range(3)], messages.append
+    ):
+        arrived = [message for message in messages if message[1] == number]
+        expected = [("first", number), ("second", number)]
+        require(arrived == expected, f"of {expected} there arrive {arrived} before the result")
 
 
 @requirement("executor")
 def _runs_again(context: Context) -> None:
     """an executor can be used again, with as many tasks as one likes."""
     for _ in range(2):
-        found = list(context.component.run([partial(_square, number) for number in range(20)]))
-        require(sorted(found) == [(n, n * n) for n in range(20)], f"20 tasks give {sorted(found)}")
+        results = list(context.component.run([partial(_square, number) for number in range(20)], _ignore))
+        require(sorted(results) == [(n, n * n) for n in range(20)], f"20 tasks give {sorted(results)}")
 
 
 @requirement("executor")
 def _ends_with_a_tasks_error(context: Context) -> None:
     """a task that raises ends the iteration with that error, of the same type."""
     try:
-        for _ in context.component.run([partial(_square, 2), _broken, partial(_square, 3)]):
+        for _ in context.component.run([partial(_square, 2), _broken, partial(_square, 3)], _ignore):
             pass
     except ZeroDivisionError as error:
         require("on purpose" in str(error), f"the error's message is lost: {error}")
@@ -106,5 +127,5 @@ def _refuses_a_destination_that_cannot_be(context: Context) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(Path(folder, "run"))
         blocked = Path(folder, "file")
-        blocked.write_text("no folder", encoding="utf-8")
+        blocked.write_text("not a folder", encoding="utf-8")
         require_error(lambda: context.component.export(run, blocked / "export"), "a destination below a file")

@@ -91,12 +91,12 @@ def models(channels: int = 3) -> dict[str, Module]:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        found = {
+        classifiers = {
             "with BatchNorm": convolutional(nn.BatchNorm2d(4)),
             "with GroupNorm": convolutional(nn.GroupNorm(4, 4)),
             "with LayerNorm over tokens": transformer(),
         }
-    return {name: model.eval().requires_grad_(False) for name, model in found.items()}
+    return {name: model.eval().requires_grad_(False) for name, model in classifiers.items()}
 
 
 def observe(model: Module, sites: list[str], batch: Tensor) -> dict[str, PlainActivation]:
@@ -170,12 +170,12 @@ def unseeded(call: Callable[[], Any]) -> Any:
         return call()
 
 
-def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
     """Whether two tensors of one shape are equal up to rounding (relative to their largest value)."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return False
     scale = max(1.0, float(expected.detach().abs().max())) if expected.numel() else 1.0
-    difference = (found.detach().double() - expected.detach().double()).abs()
+    difference = (actual.detach().double() - expected.detach().double()).abs()
     return bool((difference <= tolerance * scale).all())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gvbsm_registry.testing.cases import Context, require, requirement
+from gvbsm_registry.testing.requirements import Context, require, requirement
 from gvbsm_registry.testing.samples import SEED, close, compiled, images, unseeded
 from gvbsm_registry.views import View
 
@@ -15,7 +15,7 @@ def _draw(context: Context, count: int, image_size: int, seed: int = SEED) -> Vi
 
     generator = torch.Generator().manual_seed(seed)
     view: Any = unseeded(lambda: context.component.draw(count, image_size, generator))
-    require(isinstance(view, View), f"draw returns {view!r}, no gvbsm_registry.View")
+    require(isinstance(view, View), f"draw returns {view!r}, not a gvbsm_registry.View")
     assert isinstance(view, View)
     return view
 
@@ -23,16 +23,15 @@ def _draw(context: Context, count: int, image_size: int, seed: int = SEED) -> Vi
 @requirement("augmentation")
 def _draws_views(context: Context) -> None:
     """`draw(count, image_size, generator)` returns a View with boxes float [count, 4] of positive size, flips
-    bool [count] and rolls int64 [count, 2], on the CPU; of one image and of odd and tiny sides too."""
+    bool [count] and rolls int64 [count, 2], on the CPU; of one image and of odd and tiny sizes too."""
     import torch
 
     for count, image_size in ((5, 16), (1, 16), (3, 7), (3, 1)):
         view = _draw(context, count, image_size)
-        found = {name: getattr(view, name) for name in ("boxes", "flips", "rolls")}
-        wanted = {"boxes": ((count, 4), torch.float32), "flips": ((count,), torch.bool)}
-        wanted["rolls"] = ((count, 2), torch.int64)
-        for name, (shape, dtype) in wanted.items():
-            tensor = found[name]
+        expected = {"boxes": ((count, 4), torch.float32), "flips": ((count,), torch.bool)}
+        expected["rolls"] = ((count, 2), torch.int64)
+        for name, (shape, dtype) in expected.items():
+            tensor = getattr(view, name)
             same = tuple(tensor.shape) == shape and tensor.dtype == dtype and tensor.device.type == "cpu"
             require(
                 same,
@@ -63,7 +62,7 @@ def _views_of_images_are_differentiable(context: Context) -> None:
         seen = view.apply(batch)
         require(
             seen.shape == batch.shape and seen.isfinite().all(),
-            f"{channels}×{image_size}×{image_size}: no such images",
+            f"{channels}×{image_size}×{image_size}: its views are not such images",
         )
         (gradient,) = torch.autograd.grad(seen.square().sum(), [batch])
         require(
@@ -86,8 +85,8 @@ def _factors_are_finite(context: Context) -> None:
     and any number of steps from 1 on; not 0 everywhere."""
     for steps in (1, 2, 3, 10, 1000):
         factors = [context.component.factor(step, steps) for step in range(steps)]
-        plain = all(isinstance(factor, int | float) and math.isfinite(factor) for factor in factors)
-        require(plain and min(factors) >= 0, f"in {steps} steps the factors are {factors[:5]}…")
+        finite = all(isinstance(factor, int | float) and math.isfinite(factor) for factor in factors)
+        require(finite and min(factors) >= 0, f"in {steps} steps the factors are {factors[:5]}…")
         require(max(factors) > 0, f"in {steps} steps all factors are 0")
 
 
