@@ -85,11 +85,6 @@ class Backbone(Component):
     )
     match_weight: float = Field(1.0, ge=0, description="factor on all matching terms of this backbone")
 
-    def files(self) -> tuple[Path, ...]:
-        """Return the weights' file, if `weights` names one."""
-        path = Path(self.weights or "").expanduser()
-        return (path,) if path.is_file() else ()
-
     @abstractmethod
     def build(self, classes: int, image_size: int, channels: int) -> Module:
         """Return a module: float [B, channels, S, S], normalised, to logits [B, classes].
