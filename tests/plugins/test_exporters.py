@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 from gvbsm import DistilledDataset
 from gvbsm_plugins.exporters import DDRanking, HuggingFaceFolder, ImageFolderFiles
 from gvbsm_plugins.exporters.writing import folder_names
-from gvbsm_plugins.folder_images import FolderImages
+from gvbsm_plugins.initializers.folder import FolderImages
 from gvbsm_registry import Exporter, GvbsmError, Registry, TensorSplit
 from gvbsm_registry.artifacts import Artifact, write
 from gvbsm_registry.testing import check_exporter

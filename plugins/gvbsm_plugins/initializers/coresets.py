@@ -1,4 +1,4 @@
-"""Initializers: noise, and four ways to choose real images (with zero iterations, coresets).
+"""Four ways to choose real images; with zero iterations they are coresets.
 
 Every choice is a ranking of a class's training images that depends on the class and the source alone: rank r
 is the same image whatever the number of images per class and however they are split into batches.
@@ -12,22 +12,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from gvbsm_registry import Component, GvbsmError, Initializer, Source, hookimpl
+from gvbsm_registry import GvbsmError, Initializer, Source
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
-
-
-class Noise(Initializer):
-    """Standard normal noise in normalised space (SRe2L's and the paper's start)."""
-
-    name = "noise"
-
-    def images(self, labels: Tensor, ranks: Tensor, source: Source, generator: Generator) -> Tensor:
-        import torch
-
-        shape = (len(labels), source.train.channels, source.train.image_size, source.train.image_size)
-        return torch.randn(shape, generator=generator, device=generator.device)
 
 
 class _Chosen(Initializer):
@@ -171,8 +159,3 @@ def _shuffled(count: int, source: Source, label: int) -> Tensor:
     import torch
 
     return torch.randperm(count, generator=torch.Generator().manual_seed(_seed(source, "class", label)))
-
-
-@hookimpl
-def gvbsm_components() -> list[type[Component]]:
-    return [Noise, RealImages, Herding, KCenter, Forgetting]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from gvbsm_plugins.datasets.paths import class_folders, expanded, image_files, printable, read_bytes
-from gvbsm_plugins.datasets.pictures import BrokenPictureError, decode
-from gvbsm_registry import Component, GvbsmError, Initializer, Source, hookimpl
+from gvbsm_plugins.pictures.decoding import BrokenPictureError, decode
+from gvbsm_plugins.pictures.listing import class_folders, expand_user, image_files, printable, read_bytes
+from gvbsm_registry import GvbsmError, Initializer, Source
 from gvbsm_registry.artifacts import digest
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def list_pictures(root: Path) -> dict[str | int, list[Path]]:
 
     Raises GvbsmError if there are none, or the manifest is broken or leads outside the folder.
     """
-    folder = expanded(root)
+    folder = expand_user(root)
     if not folder.is_dir():
         raise GvbsmError(f"{folder}: no such folder; give the one that holds the class folders")
     if (folder / MANIFEST).is_file():
@@ -168,8 +168,3 @@ def _by_label(
             "use the data set that it was made for"
         )
     return {label: listing[name] for label, name in enumerate(classes)}
-
-
-@hookimpl
-def gvbsm_components() -> list[type[Component]]:
-    return [FolderImages]
