@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -23,6 +22,8 @@ class Source:
 
     def __init__(self, workspace: Workspace, backbone_unit: Unit) -> None:
         self._workspace, self._unit = workspace, backbone_unit
+        self.prepared: dict[str, Tensor] = {}
+        self.prepared = self._prepare()
 
     @property
     def train(self) -> Split:
@@ -64,10 +65,14 @@ class Source:
     def normalize(self, images: Tensor) -> Tensor:
         return self._workspace.normalize(images)
 
-    def remember(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return `compute()`, kept in the store under `what`, the data set, the backbone and the seed."""
-        key = digest([what, self._workspace.data_key, self._unit.key, self.seed])
+    def _prepare(self) -> dict[str, Tensor]:
+        """Return what the initializer prepares, from the store if it is there."""
+        initializer = self._workspace.recipe.synthesis.initializer
+        key = digest([initializer.to_recipe(), self._workspace.data_key, self._unit.key, self.seed])
         path = self._workspace.store / "derived" / f"{key}.safetensors"
-        if not path.exists():
-            write(path, Artifact("derived", key, compute(), {"what": what}))
-        return read(path, "derived").tensors
+        if path.exists():
+            return read(path, "derived").tensors
+        tensors = initializer.prepare(self)
+        if tensors:
+            write(path, Artifact("derived", key, tensors, {"initializer": initializer.full_name}))
+        return tensors

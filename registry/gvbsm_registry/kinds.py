@@ -48,6 +48,10 @@ class Component(BaseModel, ABC):
         options.pop("variant", None)
         return {"use": self.full_name, **options}
 
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that the component reads; work that uses it is keyed by their contents."""
+        return ()
+
 
 class Dataset(Component):
     """A labelled image data set with the splits `train` and `test`."""
@@ -159,6 +163,13 @@ class Initializer(Component):
         labels, ranks: int64 [n]. A choice of real images must depend on (label, rank, source) alone, so
         that it does not matter how images are split into batches; `generator` is for noise.
         """
+
+    def prepare(self, source: Source) -> dict[str, Tensor]:
+        """Return what is worked out once for a data set, backbone and seed, whatever the number of images.
+
+        The engine stores it and hands it to `images` as `source.prepared`, which is {} here.
+        """
+        return {}
 
     def per_class(self) -> int | None:
         """How many images there are of each class if that is fixed; None if any number can be asked for."""
