@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -36,5 +35,6 @@ class Source(Protocol):
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 images [n, C, H, W] as normalised floats on the run's device."""
 
-    def remember(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return `compute()`, kept in the store under `what`, the data set, the backbone and the seed."""
+    @property
+    def prepared(self) -> dict[str, Tensor]:
+        """What the initializer's `prepare` returned; {} while it runs."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from gvbsm.runtime.run import Workspace, open_store
-from gvbsm_registry.stores import RemoteStore
+from gvbsm.runtime.remote_store import RemoteStore
 
 from gvbsm import pipeline
 from gvbsm.runtime import units

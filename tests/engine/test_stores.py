@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gvbsm_registry.stores import RemoteStore, is_url
+from gvbsm.runtime.remote_store import RemoteStore, is_url
 
 from gvbsm_registry import GvbsmError
 

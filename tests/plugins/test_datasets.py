@@ -29,9 +29,9 @@ from gvbsm_plugins.datasets import (
     HuggingFace,
     ImageFolder,
     TinyImageNet,
-    opening,
-    pictures,
+    base,
 )
+from gvbsm_plugins.pictures import decoding, splits
 from gvbsm_registry import Dataset, GvbsmError, TensorSplit, artifacts
 
 
@@ -154,7 +154,7 @@ def test_any_size_is_fitted_like_torchvision(width: int, height: int, image_size
     file = io.BytesIO()
     picture.save(file, "png")
     expected = functional.center_crop(functional.resize(picture, [image_size]), [image_size, image_size])
-    ours = pictures.decode(file.getvalue(), "here", image_size, 3)
+    ours = decoding.decode(file.getvalue(), "here", image_size, 3)
     assert torch.equal(torch.from_numpy(ours.copy()), functional.pil_to_tensor(expected))
 
 
@@ -205,19 +205,19 @@ def test_second_open_reads_the_cache_only(tmp_path: Path, monkeypatch: pytest.Mo
     data, cache = ImageFolder(root=root), tmp_path / "cache"
     first = opened(data, cache)
     assert isinstance(first, TensorSplit)
-    decode = pictures.decode
+    decode = decoding.decode
 
     def never(*_: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(opening, "decode", never)
+    monkeypatch.setattr(splits, "decode", never)
     again = opened(data, cache)
     assert torch.equal(again.images, first.images)
     assert torch.equal(again.labels, first.labels)
     assert again.digest == first.digest
     with pytest.raises(AssertionError):
         opened(ImageFolder(root=root, image_size=5), cache)
-    monkeypatch.setattr(opening, "decode", decode)
+    monkeypatch.setattr(splits, "decode", decode)
     save(root / "train" / "dog" / "1.png", seed=99)
     changed = opened(data, cache)
     assert changed.digest != first.digest
@@ -292,9 +292,9 @@ def test_streaming_digest_follows_the_listing(tmp_path: Path) -> None:
 
 def test_auto_streams_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder(tmp_path / "data")
-    monkeypatch.setattr(opening, "MEMORY", 6 * 3 * 8 * 8)
+    monkeypatch.setattr(base, "MAX_IN_MEMORY", 6 * 3 * 8 * 8)
     assert opened(ImageFolder(root=root), tmp_path).in_memory
-    monkeypatch.setattr(opening, "MEMORY", 6 * 3 * 8 * 8 - 1)
+    monkeypatch.setattr(base, "MAX_IN_MEMORY", 6 * 3 * 8 * 8 - 1)
     assert not opened(ImageFolder(root=root), tmp_path).in_memory
 
 

@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 from gvbsm import DistilledDataset
 from gvbsm_plugins.exporters import DDRanking, HuggingFaceFolder, ImageFolderFiles
 from gvbsm_plugins.exporters.writing import folder_names
-from gvbsm_plugins.folder_images import FolderImages
+from gvbsm_plugins.initializers.folder import FolderImages
 from gvbsm_registry import Exporter, GvbsmError, Registry, TensorSplit
 from gvbsm_registry.artifacts import Artifact, write
 from gvbsm_registry.testing import check_exporter
@@ -206,13 +206,34 @@ def test_the_recipe_depends_on_the_pictures_not_on_where_they_lie(tmp_path: Path
     run = make_run(tmp_path / "run")
     for name in ("one", "two"):
         ImageFolderFiles().export(run, tmp_path / name)
-    one, two = (FolderImages(root=tmp_path / name) for name in ("one", "two"))
-    assert one.contents == two.contents
+
+    def contents(name: str) -> list[bytes]:
+        return [path.read_bytes() for path in FolderImages(root=tmp_path / name).files()]
+
+    assert len(contents("one")) == 1 + 3 * len(EVIL)
+    assert contents("one") == contents("two")
     path = next((tmp_path / "two" / "images").rglob("*.png"))
     Image.new("RGB", (9, 9)).save(path)
-    with pytest.raises(GvbsmError, match="have changed"):
-        FolderImages(root=tmp_path / "two", contents=one.contents).per_class()
-    assert FolderImages(root=tmp_path / "two").contents != one.contents
+    assert contents("one") != contents("two")
+    (tmp_path / "one" / "manifest.json").unlink()
+    assert len(contents("one")) == 3 * len(EVIL)
+
+
+def test_making_it_reads_nothing(tmp_path: Path) -> None:
+    assert FolderImages(root=tmp_path / "missing").to_recipe() == {
+        "use": "folder",
+        "root": str(tmp_path / "missing"),
+    }
+    with pytest.raises(GvbsmError, match="no such folder"):
+        FolderImages(root=tmp_path / "missing").files()
+
+
+def test_a_broken_picture_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "x.png").write_bytes(b"not a picture")
+    with pytest.raises(GvbsmError, match=r"x\.png: is not a picture.*; replace it$") as caught:
+        imported(tmp_path, Source(("ant",), 1, 8), 1)
+    assert "skip_broken" not in str(caught.value)
 
 
 def test_an_image_does_not_depend_on_its_batch(tmp_path: Path) -> None:
@@ -220,7 +241,7 @@ def test_an_image_does_not_depend_on_its_batch(tmp_path: Path) -> None:
     source, initializer = Source(EVIL, 3, 9), FolderImages(root=tmp_path / "out")
     together = imported(tmp_path / "out", source)
     labels, ranks = torch.arange(len(EVIL)).repeat_interleave(3), torch.arange(3).repeat(len(EVIL))
-    for index in torch.randperm(len(labels)).split(4):
+    for index in torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).split(4):
         part = initializer.images(labels[index], ranks[index], source, torch.Generator())
         assert torch.equal(part, together[index])
     with pytest.raises(GvbsmError, match=r"3 pictures where 4 are asked for"):
@@ -254,4 +275,4 @@ def test_unequal_classes(tmp_path: Path) -> None:
 def test_a_wrong_manifest(tmp_path: Path, manifest: str) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(GvbsmError, match=r"manifest\.json"):
-        FolderImages(root=tmp_path)
+        FolderImages(root=tmp_path).files()

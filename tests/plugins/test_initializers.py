@@ -23,7 +23,8 @@ class Given:
         self.seed, self.classes = seed, 4
         self.projection = torch.randn(25, 6, generator=generator)
         self.asked: list[torch.Tensor] = []
-        self.kept: dict[str, dict[str, torch.Tensor]] = {}
+        self.prepared: dict[str, torch.Tensor] = {}
+        self.trained = 0
         self.model: nn.Module | None = None
 
     def features(self, indices):
@@ -31,6 +32,7 @@ class Given:
         return self.train.read(indices).float().flatten(1) / 255 @ self.projection
 
     def backbone(self):
+        self.trained += 1
         return self.model or nn.Sequential(
             nn.Flatten(), nn.Linear(25, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)
         )
@@ -38,10 +40,10 @@ class Given:
     def normalize(self, images):
         return images.float() / 255 - 0.5
 
-    def remember(self, what, compute):
-        if what not in self.kept:
-            self.kept[what] = compute()
-        return self.kept[what]
+
+def prepared(initializer, source: Given) -> Given:
+    source.prepared = initializer.prepare(source)
+    return source
 
 
 REAL = [RealImages(), Herding(), KCenter(), Forgetting(epochs=3, batch=8)]
@@ -50,6 +52,7 @@ REAL = [RealImages(), Herding(), KCenter(), Forgetting(epochs=3, batch=8)]
 def positions(initializer, source: Given, label: int, count: int) -> list[int]:
     """Which training images the initializer takes, found by their pixels."""
     labels = torch.full((count,), label)
+    source = source if source.prepared else prepared(initializer, source)
     taken = initializer.images(labels, torch.arange(count), source, torch.Generator())
     pool = source.normalize(source.train.images)
     return [int((pool == image).flatten(1).all(1).nonzero().item()) for image in taken]
@@ -68,12 +71,16 @@ def test_images_are_distinct_of_their_class_and_nested(initializer):
 @pytest.mark.parametrize("initializer", REAL, ids=lambda i: i.name)
 def test_splitting_into_batches_and_the_generator_change_nothing(initializer):
     labels, ranks = torch.tensor([0, 1, 2, 0, 1, 2, 0]), torch.tensor([0, 0, 0, 1, 1, 1, 2])
-    whole = initializer.images(labels, ranks, Given(), torch.Generator().manual_seed(1))
+    whole = initializer.images(
+        labels, ranks, prepared(initializer, Given()), torch.Generator().manual_seed(1)
+    )
     assert whole.shape == (7, 1, 5, 5)
     assert whole.dtype == torch.float32
     order = torch.tensor([6, 2, 3, 0, 5, 1, 4])
     parts = [
-        initializer.images(labels[part], ranks[part], Given(), torch.Generator().manual_seed(2))
+        initializer.images(
+            labels[part], ranks[part], prepared(initializer, Given()), torch.Generator().manual_seed(2)
+        )
         for part in order.split(2)
     ]
     assert torch.equal(torch.cat(parts), whole[order])
@@ -182,7 +189,7 @@ def test_forgetting_events_are_counted_as_toneva_et_al_define_them(batch):
     table = np.random.default_rng(0).random((6, 25)) < 0.5
     table[:, 0], table[:, 1], table[:, 2] = False, True, [True, False] * 3
     model = source.model = Scripted(table, source.train.labels)
-    events = Forgetting(epochs=6, batch=batch).events(source)
+    events = Forgetting(epochs=6, batch=batch).prepare(source)["events"]
     expected = [
         6 if not column.any() else sum(column[t] and not column[t + 1] for t in range(5))
         for column in table.T
@@ -203,9 +210,7 @@ def test_forgetting_trains_once_and_is_reproducible():
     torch.manual_seed(1)
     first = positions(options, source, 0, 12)
     positions(options, source, 1, 7)
-    assert len(source.kept) == 1
-    positions(Forgetting(epochs=5, learning_rate=0.5, batch=8), source, 1, 7)
-    assert len(source.kept) == 2
+    assert source.trained == 1
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
     assert positions(options, again, 0, 12) == first

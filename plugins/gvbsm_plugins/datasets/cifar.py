@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from gvbsm_plugins.datasets.paths import existing_folder, expanded
+from gvbsm_plugins.datasets.base import existing_folder
+from gvbsm_plugins.pictures.listing import expand_user
 from gvbsm_registry import Dataset, GvbsmError, TensorSplit
 
 if TYPE_CHECKING:
@@ -46,10 +47,10 @@ class _Cifar(Dataset):
 
     def _root(self, kind: Any) -> Path:
         """Return the folder that holds the folder of the files, whichever of both was given."""
-        if self.root is not None and expanded(self.root).name == kind.base_folder:
-            return expanded(self.root).absolute().parent
+        if self.root is not None and expand_user(self.root).name == kind.base_folder:
+            return expand_user(self.root).absolute().parent
         if self.root is not None and self.download:
-            return expanded(self.root)
+            return expand_user(self.root)
         return existing_folder(self.root, self.name)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from gvbsm_plugins.datasets.opening import Form, PictureDataset
-from gvbsm_plugins.datasets.paths import existing_folder, read_bytes
-from gvbsm_plugins.datasets.pictures import BrokenPictureError, short_side
+from gvbsm_plugins.datasets.base import PictureDataset, existing_folder
+from gvbsm_plugins.pictures.decoding import BrokenPictureError, short_side
+from gvbsm_plugins.pictures.listing import read_bytes
 from gvbsm_registry import GvbsmError, artifacts
 
 if TYPE_CHECKING:
@@ -52,15 +53,13 @@ class HuggingFace(PictureDataset):
         train = self._pick(splits, [self.train_split], origin)
         table = train
         if split == "test":
-            wanted = [self.test_split] if self.test_split else TEST_SPLITS
-            table = self._pick(splits, wanted, origin)
+            names = [self.test_split] if self.test_split else TEST_SPLITS
+            table = self._pick(splits, names, origin)
         classes, codes = self._classes(train, origin)
         labels = self._labels(table, codes, origin)
         pictures = _Column(table, self.image_column, labels, f"{origin}, split {table.split or split}")
-        image_size = self.image_size or self._first_side(_Column(train, self.image_column, labels, origin))
-        return self._open(
-            pictures, classes, Form(image_size, self.channels, self.skip_broken), cache, pictures.origin
-        )
+        image_size = self.image_size or self._first_size(_Column(train, self.image_column, labels, origin))
+        return self._open(pictures, classes, image_size, self.channels, cache, pictures.origin)
 
     def _load(self, cache: Path) -> tuple[Any, str]:
         """Return the splits by name, and where they are from."""
@@ -75,17 +74,13 @@ class HuggingFace(PictureDataset):
         store = os.fspath(cache / "huggingface")
         try:
             if self.repository is not None:
-                return (
-                    datasets.load_dataset(
-                        self.repository, self.config, revision=self.revision, cache_dir=store
-                    ),
-                    self.repository,
-                )
+                hub = {"revision": self.revision, "cache_dir": store}
+                return datasets.load_dataset(self.repository, self.config, **hub), self.repository
             root = existing_folder(self.root, self.name)
             if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
-                found = datasets.load_from_disk(os.fspath(root))
+                splits = datasets.load_from_disk(os.fspath(root))
             else:
-                found = datasets.load_dataset(os.fspath(root.absolute()), self.config, cache_dir=store)
+                splits = datasets.load_dataset(os.fspath(root.absolute()), self.config, cache_dir=store)
         except GvbsmError:
             raise
         except Exception as error:  # the library raises errors of its own, of pyarrow's and of fsspec's
@@ -94,17 +89,18 @@ class HuggingFace(PictureDataset):
                 f"{where}: `datasets` can't open it ({type(error).__name__}: {error}); "
                 "check data.root or data.repository, and data.config"
             ) from error
-        if not isinstance(found, dict):
+        if not isinstance(splits, dict):
             raise GvbsmError(f"{root}: holds one split only; save a DatasetDict with train and test there")
-        return found, os.fspath(root.absolute())
+        return splits, os.fspath(root.absolute())
 
-    def _pick(self, splits: Any, wanted: Any, origin: str) -> Any:
-        for name in wanted:
+    def _pick(self, splits: Any, names: Sequence[str], origin: str) -> Any:
+        """Return the first split of these names."""
+        for name in names:
             if name in splits:
                 break
         else:
             raise GvbsmError(
-                f"{origin}: has no split {' or '.join(map(repr, wanted))} but {', '.join(splits)}; "
+                f"{origin}: has no split {' or '.join(map(repr, names))} but {', '.join(splits)}; "
                 "set data.train_split and data.test_split"
             )
         table = splits[name]
@@ -144,7 +140,7 @@ class HuggingFace(PictureDataset):
             )
         return torch.tensor([codes[value] for value in values], dtype=torch.int64)
 
-    def _first_side(self, pictures: _Column) -> int:
+    def _first_size(self, pictures: _Column) -> int:
         for index in range(len(pictures)):
             try:
                 return short_side(pictures.load(index), pictures.where(index))

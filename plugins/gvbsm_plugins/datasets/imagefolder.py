@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from gvbsm_plugins.datasets.folder_index import kept_listing
-from gvbsm_plugins.datasets.opening import Form, PictureDataset
-from gvbsm_plugins.datasets.paths import (
-    Listing,
-    class_folders,
-    existing_folder,
-    image_files,
-    make_listing,
-    printable,
-    read_bytes,
-)
-from gvbsm_plugins.datasets.pictures import BrokenPictureError, short_side
+from gvbsm_plugins.datasets.base import PictureDataset, existing_folder
+from gvbsm_plugins.pictures.decoding import BrokenPictureError, short_side
+from gvbsm_plugins.pictures.index import cached_listing
+from gvbsm_plugins.pictures.listing import class_folders, image_files, list_classes, printable, read_bytes
 from gvbsm_registry import GvbsmError
 
 if TYPE_CHECKING:
@@ -53,11 +45,12 @@ class ImageFolder(PictureDataset):
         _check_classes(train, classes, test, in_test)
         folder, chosen = (train, classes) if split == "train" else (test, in_test)
         make = partial(list_classes, folder, chosen, self.skip_broken)
-        listing = kept_listing(folder, chosen, self.skip_broken, cache, make)
-        form = Form(self.image_size or self._first_side(train, classes), self.channels, self.skip_broken)
-        return self._open(listing, list(classes), form, cache, printable(os.path.abspath(folder)))
+        listing = cached_listing(folder, chosen, self.skip_broken, cache, make)
+        image_size = self.image_size or self._first_size(train, classes)
+        origin = printable(os.path.abspath(folder))
+        return self._open(listing, list(classes), image_size, self.channels, cache, origin)
 
-    def _first_side(self, train: Path, classes: dict[str, str]) -> int:
+    def _first_size(self, train: Path, classes: dict[str, str]) -> int:
         """Return the short side of the first training picture, for both splits."""
         for folder in classes.values():
             for path, _ in image_files(train / folder):
@@ -101,10 +94,10 @@ def _check_classes(train: Path, in_train: Iterable[str], test: Path, in_test: It
         if not names:
             raise GvbsmError(f"{folder}: holds no class folders; put each class's pictures in a folder there")
     only = {train: sorted(set(in_train) - set(in_test)), test: sorted(set(in_test) - set(in_train))}
-    told = [f"only in {folder.name}: {_some(names)}" for folder, names in only.items() if names]
-    if told:
+    differing = [f"only in {folder.name}: {_some(names)}" for folder, names in only.items() if names]
+    if differing:
         raise GvbsmError(
-            f"{train.parent}: {train.name} and {test.name} have different classes ({'; '.join(told)}); "
+            f"{train.parent}: {train.name} and {test.name} have different classes ({'; '.join(differing)}); "
             "add or remove the class folders"
         )
 
@@ -112,33 +105,3 @@ def _check_classes(train: Path, in_train: Iterable[str], test: Path, in_test: It
 def _some(names: list[str], most: int = 5) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(repr(name) for name in names[:most]) + rest
-
-
-def list_classes(folder: Path, classes: dict[str, str], skip_broken: bool) -> Listing:
-    """Return the pictures in class folders (class name → path below `folder`), by label, then by path.
-
-    Raises GvbsmError naming the folder of a class without pictures, or a link that leads nowhere (which
-    `skip_broken` passes over).
-    """
-
-    def entries() -> Iterator[tuple[bytes, int, os.stat_result]]:
-        for label, below in enumerate(classes.values()):
-            found = 0
-            for path, entry in image_files(folder / below):
-                try:
-                    stat = entry.stat()
-                except OSError as error:
-                    if not skip_broken:
-                        raise BrokenPictureError(
-                            printable(entry.path), f"can't be read ({error.strerror})"
-                        ) from error
-                    continue
-                found += 1
-                yield os.fsencode(below) + b"/" + path, label, stat
-            if not found:
-                raise GvbsmError(
-                    f"{printable(os.fspath(folder / below))}: class folder without pictures; "
-                    "put some there, or remove the class from train and test"
-                )
-
-    return make_listing(folder, entries())

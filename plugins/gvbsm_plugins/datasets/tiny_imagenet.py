@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from gvbsm_plugins.datasets.imagefolder import list_classes
-from gvbsm_plugins.datasets.opening import Form, PictureDataset
-from gvbsm_plugins.datasets.paths import Listing, class_folders, existing_folder, make_listing, printable
-from gvbsm_plugins.datasets.pictures import BrokenPictureError
+from gvbsm_plugins.datasets.base import PictureDataset, existing_folder
+from gvbsm_plugins.pictures.decoding import BrokenPictureError
+from gvbsm_plugins.pictures.listing import Listing, class_folders, list_classes, make_listing, printable
 from gvbsm_registry import GvbsmError
 
 if TYPE_CHECKING:
     from gvbsm_registry import Split
 
-SIDE = 64
+IMAGE_SIZE = 64
 FOLDER = "tiny-imagenet-200"
 
 
@@ -52,8 +51,7 @@ class TinyImageNet(PictureDataset):
             listing = list_classes(train, folders, self.skip_broken)
         else:
             listing = self._annotated(root / "val", classes)
-        form = Form(SIDE, 3, self.skip_broken)
-        return self._open(listing, classes, form, cache, printable(os.path.abspath(root / split)))
+        return self._open(listing, classes, IMAGE_SIZE, 3, cache, printable(os.path.abspath(root / split)))
 
     def _annotated(self, val: Path, classes: list[str]) -> Listing:
         labels = {name: label for label, name in enumerate(classes)}

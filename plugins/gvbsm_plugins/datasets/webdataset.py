@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from gvbsm_plugins.datasets.kept import keep, kept
-from gvbsm_plugins.datasets.opening import Form, PictureDataset
-from gvbsm_plugins.datasets.paths import SUFFIXES, existing_folder, printable
-from gvbsm_plugins.datasets.pictures import BrokenPictureError
+from gvbsm_plugins.datasets.base import PictureDataset, existing_folder
+from gvbsm_plugins.pictures.cache import load_cached, save_cached
+from gvbsm_plugins.pictures.decoding import BrokenPictureError
+from gvbsm_plugins.pictures.listing import SUFFIXES, printable
 from gvbsm_registry import Artifact, GvbsmError, artifacts
 
 if TYPE_CHECKING:
@@ -47,20 +47,21 @@ class WebDataset(PictureDataset):
         """
         root = existing_folder(self.root, self.name)
         shards = {name: _shards(root, name) for name in ("train", "test")}
-        found = Shards(shards[split], _index(shards[split], cache))
+        pictures = Shards(shards[split], _index(shards[split], cache))
         classes = self._classes(root, shards, cache)
-        if len(found) and int(found.labels.max()) >= len(classes):
+        highest = int(pictures.labels.max())
+        if highest >= len(classes):
             raise GvbsmError(
-                f"{root}: a {split} sample has class {int(found.labels.max())}, but there are {len(classes)} "
+                f"{root}: a {split} sample has class {highest}, but there are {len(classes)} "
                 "classes (they are counted from 0); correct classes.txt or the shards"
             )
-        form = Form(self.image_size, self.channels, self.skip_broken)
-        return self._open(found, classes, form, cache, printable(os.path.abspath(root)))
+        origin = printable(os.path.abspath(root))
+        return self._open(pictures, classes, self.image_size, self.channels, cache, origin)
 
     def _classes(self, root: Path, shards: dict[str, list[Path]], cache: Path) -> list[str]:
         path = root / "classes.txt"
         if not path.is_file():
-            last = max(int(_index(found, cache)["labels"].max()) for found in shards.values())
+            last = max(int(_index(paths, cache)["labels"].max()) for paths in shards.values())
             return [str(number) for number in range(last + 1)]
         try:
             names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -83,10 +84,10 @@ class Shards:
 
     @property
     def digest(self) -> str:
-        made = hashlib.sha256(artifacts.canonical(_stamps(self.paths)).encode())
+        hasher = hashlib.sha256(artifacts.canonical(_stamps(self.paths)).encode())
         for name in sorted(self.index):
-            made.update(self.index[name].numpy().data)
-        return made.hexdigest()
+            hasher.update(self.index[name].numpy().data)
+        return hasher.hexdigest()
 
     def where(self, index: int) -> str:
         shard, start, _ = self._place(index)
@@ -113,9 +114,9 @@ class Shards:
 
 def _shards(root: Path, split: str) -> list[Path]:
     for name in ("train",) if split == "train" else ("test", "val"):
-        found = sorted([*root.glob(f"{name}*.tar"), *(root / name).glob("*.tar")])
-        if found:
-            return found
+        shards = sorted([*root.glob(f"{name}*.tar"), *(root / name).glob("*.tar")])
+        if shards:
+            return shards
     other = "" if split == "train" else " or val*.tar"
     raise GvbsmError(
         f"{root}: holds no {split}*.tar{other}; put the shards there, or give another --data DIR"
@@ -135,8 +136,8 @@ def _index(paths: list[Path], cache: Path) -> dict[str, Tensor]:
 
     key = artifacts.digest(["webdataset", os.path.abspath(paths[0].parent), _stamps(paths)])
     path = cache / f"shards-{key[:24]}.safetensors"
-    if (found := kept(path, "shards", key)) is not None:
-        return found.tensors
+    if (cached := load_cached(path, "shards", key)) is not None:
+        return cached.tensors
     columns = {"shard": array("i"), "start": array("q"), "size": array("i"), "labels": array("i")}
     for number, shard in enumerate(paths):
         for start, size, label in _samples(shard):
@@ -144,9 +145,11 @@ def _index(paths: list[Path], cache: Path) -> dict[str, Tensor]:
                 columns[name].append(value)
     if not columns["labels"]:
         raise GvbsmError(f"{paths[0]}: holds no picture with a class (.cls), nor do the shards beside it")
-    kinds = {"start": torch.int64}
-    tensors = {n: torch.frombuffer(c, dtype=kinds.get(n, torch.int32)).clone() for n, c in columns.items()}
-    keep(path, Artifact("shards", key, tensors, {}))
+    tensors = {
+        name: torch.frombuffer(column, dtype=torch.int64 if name == "start" else torch.int32).clone()
+        for name, column in columns.items()
+    }
+    save_cached(path, Artifact("shards", key, tensors, {}))
     return tensors
 
 
@@ -166,7 +169,7 @@ def _samples(path: Path) -> Iterator[tuple[int, int, int]]:
                 stem, _, suffix = name.partition(".")
                 if (folder, stem) != sample:
                     if picture is not None:
-                        yield (*picture, _known(label, path, sample))
+                        yield (*picture, _require_label(label, path, sample))
                     sample, picture, label = (folder, stem), None, None
                 if f".{suffix.lower()}" in SUFFIXES:
                     picture = (member.offset_data, member.size)
@@ -177,10 +180,10 @@ def _samples(path: Path) -> Iterator[tuple[int, int, int]]:
             f"{path}: can't be read as a tar file without compression ({error}); unpack or replace it"
         ) from error
     if picture is not None:
-        yield (*picture, _known(label, path, sample))
+        yield (*picture, _require_label(label, path, sample))
 
 
-def _known(label: int | None, path: Path, sample: tuple[str, str] | None) -> int:
+def _require_label(label: int | None, path: Path, sample: tuple[str, str] | None) -> int:
     if label is None:
         name = printable("/".join(sample or ()))
         raise GvbsmError(f"{path}: sample {name!r} has no class; add a file .cls that holds its number")

@@ -104,6 +104,12 @@ def _missing_data_is_refused(context: Context) -> None:
         require_error(lambda: asked.open("train", Path(folder, "cache")), "a root that does not exist")
 
 
+def _prepared(context: Context, classes: int = 3, channels: int = 3, image_size: int = 8) -> SampleSource:
+    source = SampleSource(classes, channels=channels, image_size=image_size)
+    source.prepared = unseeded(lambda: context.component.prepare(source))
+    return source
+
+
 def _images(
     context: Context, source: SampleSource, labels: Tensor, ranks: Tensor, seed: int = SEED
 ) -> Tensor:
@@ -121,6 +127,20 @@ def _labels_and_ranks(classes: int, ipc: int) -> tuple[Tensor, Tensor]:
 
 
 @requirement("initializer")
+def _prepares_tensors(context: Context) -> None:
+    """`prepare` returns tensors by name, the same each time whatever torch's global generator is."""
+    import torch
+
+    first, second = (_prepared(context).prepared for _ in range(2))
+    ok = isinstance(first, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in first.items()
+    )
+    require(ok, f"prepare returns {type(first).__name__}, not a dict of tensors by name")
+    same = first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    require(same, "prepare returns something else the second time")
+
+
+@requirement("initializer")
 def _gives_an_image_for_each_label(context: Context) -> None:
     """`images` returns normalised finite floats [n, C, H, W]: of one image, one class, grey images and odd
     sizes too."""
@@ -131,7 +151,7 @@ def _gives_an_image_for_each_label(context: Context) -> None:
         (3, 2, 1, 8),
         (3, 2, 3, 7),
     ):
-        source = SampleSource(classes, channels=channels, image_size=image_size)
+        source = _prepared(context, classes, channels, image_size)
         images = _images(context, source, *_labels_and_ranks(classes, ipc))
         shape = (classes * ipc, channels, image_size, image_size)
         what = f"{ipc} images of {classes} classes"
@@ -151,7 +171,7 @@ def _all_randomness_is_the_generators(context: Context) -> None:
     import torch
 
     labels_and_ranks = _labels_and_ranks(3, 2)
-    first, second = (_images(context, SampleSource(), *labels_and_ranks) for _ in range(2))
+    first, second = (_images(context, _prepared(context), *labels_and_ranks) for _ in range(2))
     require(torch.equal(first, second), "the images differ the second time")
 
 
@@ -162,7 +182,7 @@ def _choices_do_not_depend_on_the_batch(context: Context) -> None:
     import torch
 
     labels, ranks = _labels_and_ranks(3, 4)
-    source = SampleSource()
+    source = _prepared(context)
     together = _images(context, source, labels, ranks)
     if not torch.equal(together, _images(context, source, labels, ranks, seed=SEED + 1)):
         return  # noise, not a choice

@@ -134,7 +134,7 @@ class SampleSource:
         self.train = TensorSplit(pixels, labels, tuple(f"class {label}" for label in range(classes)))
         self.seed = 7
         self.classes = classes
-        self._kept: dict[str, dict[str, Tensor]] = {}
+        self.prepared: dict[str, Tensor] = {}
 
     def features(self, indices: Tensor) -> Tensor:
         """Features [n, 5]: fixed random projections of the pixels."""
@@ -153,12 +153,6 @@ class SampleSource:
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 to float in -1..1."""
         return images.float() / 127.5 - 1
-
-    def remember(self, what: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Compute once for each `what`."""
-        if what not in self._kept:
-            self._kept[what] = compute()
-        return self._kept[what]
 
 
 def unseeded(call: Callable[[], Any]) -> Any:

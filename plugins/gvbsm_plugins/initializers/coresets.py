@@ -1,4 +1,4 @@
-"""Initializers: noise, and four ways to choose real images (with zero iterations, coresets).
+"""Four ways to choose real images; with zero iterations they are coresets.
 
 Every choice is a ranking of a class's training images that depends on the class and the source alone: rank r
 is the same image whatever the number of images per class and however they are split into batches.
@@ -12,25 +12,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from gvbsm_registry import Component, GvbsmError, Initializer, Source, hookimpl
+from gvbsm_registry import GvbsmError, Initializer, Source
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-class Noise(Initializer):
-    """Standard normal noise in normalised space (SRe2L's and the paper's start)."""
-
-    name = "noise"
-
-    def images(self, labels: Tensor, ranks: Tensor, source: Source, generator: Generator) -> Tensor:
-        import torch
-
-        shape = (len(labels), source.train.channels, source.train.image_size, source.train.image_size)
-        return torch.randn(shape, generator=generator, device=generator.device)
-
-
-class _Chosen(Initializer):
+class _Ranked(Initializer):
     """Real images, by a ranking of each class's training images."""
 
     @abstractmethod
@@ -47,20 +35,20 @@ class _Chosen(Initializer):
         labels, ranks, truth = labels.cpu(), ranks.cpu(), source.train.labels.cpu()
         chosen = torch.empty_like(labels)
         for label in labels.unique().tolist():
-            mine = labels == label
+            rows = labels == label
             members = (truth == label).nonzero().flatten()
-            count = int(ranks[mine].max()) + 1
+            count = int(ranks[rows].max()) + 1
             if count > len(members):
                 raise GvbsmError(
                     f"synthesis.initializer {self.name!r}: class {source.train.classes[label]!r} has "
                     f"{len(members)} training images where {count} are asked for; "
                     f"lower synthesis.ipc to {len(members)} or start from 'noise'"
                 )
-            chosen[mine] = members[self.ranking(members, count, label, source)][ranks[mine]]
+            chosen[rows] = members[self.ranking(members, count, label, source)][ranks[rows]]
         return source.normalize(source.train.read(chosen))
 
 
-class RealImages(_Chosen):
+class RealImages(_Ranked):
     """Random real images: a permutation of each class, seeded by the run's seed and the class."""
 
     name = "real"
@@ -69,7 +57,7 @@ class RealImages(_Chosen):
         return _shuffled(len(members), source, label)[:count]
 
 
-class Herding(_Chosen):
+class Herding(_Ranked):
     """Herding: greedily the image that brings the mean of those chosen nearest to the class mean.
 
     On features of the first pretrained backbone, Euclidean distance (DC's and DM's coreset protocol).
@@ -93,7 +81,7 @@ class Herding(_Chosen):
         return torch.tensor(chosen)
 
 
-class KCenter(_Chosen):
+class KCenter(_Ranked):
     """Greedy k-center: first the image nearest to the class mean, then the one farthest from those chosen.
 
     On features of the first pretrained backbone, Euclidean distance (DC's and DM's coreset protocol).
@@ -114,7 +102,7 @@ class KCenter(_Chosen):
         return torch.tensor(chosen)
 
 
-class Forgetting(_Chosen):
+class Forgetting(_Ranked):
     """The images forgotten most often in a short training of the first backbone (Toneva et al., 2019).
 
     An image is forgotten when it is classified rightly in one epoch and wrongly in the next, as seen in
@@ -129,13 +117,12 @@ class Forgetting(_Chosen):
     batch: int = Field(128, ge=1, description="images per training step, at most")
 
     def ranking(self, members: Tensor, count: int, label: int, source: Source) -> Tensor:
-        what = f"forgetting epochs={self.epochs} learning_rate={self.learning_rate!r} batch={self.batch}"
-        events = source.remember(what, lambda: {"events": self.events(source)})["events"]
+        events = source.prepared["events"][members]
         shuffled = _shuffled(len(members), source, label)
-        return shuffled[events[members][shuffled].argsort(descending=True, stable=True)][:count]
+        return shuffled[events[shuffled].argsort(descending=True, stable=True)][:count]
 
-    def events(self, source: Source) -> Tensor:
-        """Return forgetting events by training image, int64 [N]; `epochs` for those never learnt."""
+    def prepare(self, source: Source) -> dict[str, Tensor]:
+        """Return the forgetting `events` by training image, int64 [N]; `epochs` for those never learnt."""
         import torch
 
         truth = source.train.labels.cpu()
@@ -148,18 +135,18 @@ class Forgetting(_Chosen):
             model = source.backbone().train()
             optimizer = torch.optim.SGD(model.parameters(), self.learning_rate, momentum=0.9)
             for _ in range(self.epochs):
-                # Parts of equal size: BatchNorm can't train on a last batch of one image.
-                for part in torch.randperm(len(truth), generator=order).tensor_split(steps):
-                    images = source.normalize(source.train.read(part))
-                    labels = truth[part].to(images.device)
+                # Batches of equal size: BatchNorm can't train on a last batch of one image.
+                for batch in torch.randperm(len(truth), generator=order).tensor_split(steps):
+                    images = source.normalize(source.train.read(batch))
+                    labels = truth[batch].to(images.device)
                     logits = model(images)
                     now = (logits.argmax(1) == labels).cpu()
-                    events[part] += right[part] & ~now
-                    right[part], learnt[part] = now, learnt[part] | now
+                    events[batch] += right[batch] & ~now
+                    right[batch], learnt[batch] = now, learnt[batch] | now
                     optimizer.zero_grad(set_to_none=True)
                     torch.nn.functional.cross_entropy(logits, labels).backward()
                     optimizer.step()
-        return events.where(learnt, self.epochs)
+        return {"events": events.where(learnt, self.epochs)}
 
 
 def _seed(source: Source, *what: object) -> int:
@@ -171,8 +158,3 @@ def _shuffled(count: int, source: Source, label: int) -> Tensor:
     import torch
 
     return torch.randperm(count, generator=torch.Generator().manual_seed(_seed(source, "class", label)))
-
-
-@hookimpl
-def gvbsm_components() -> list[type[Component]]:
-    return [Noise, RealImages, Herding, KCenter, Forgetting]

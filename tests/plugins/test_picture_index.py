@@ -1,4 +1,4 @@
-"""The kept listing of a large image folder: used while nothing changed, and never when something did."""
+"""The cached listing of a large image folder: used while nothing changed, and never when something did."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gvbsm_plugins.datasets import ImageFolder, folder_index, imagefolder
-from gvbsm_plugins.datasets.paths import Listing
+from gvbsm_plugins.datasets import ImageFolder, imagefolder
+from gvbsm_plugins.pictures import index
+from gvbsm_plugins.pictures.listing import Listing
 from gvbsm_registry import artifacts
 
 OLD = time.time() - 60
@@ -21,7 +22,7 @@ OLD = time.time() - 60
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two classes with a folder in one of them, all left alone for a minute."""
-    monkeypatch.setattr(folder_index, "LARGE", 5)
+    monkeypatch.setattr(index, "CACHED_FROM", 5)
     for split in ("train", "test"):
         for where in ("ant", "bee", "bee/inner"):
             folder = tmp_path / "data" / split / where
@@ -89,7 +90,7 @@ def test_a_folder_changed_just_now_is_not_kept(root: Path, monkeypatch: pytest.M
 
 
 def test_a_small_folder_is_listed_anew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_index, "LARGE", 100)
+    monkeypatch.setattr(index, "CACHED_FROM", 100)
     opened(root, monkeypatch)
     assert opened(root, monkeypatch)[1] == 1
 

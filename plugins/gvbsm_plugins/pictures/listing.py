@@ -1,4 +1,4 @@
-"""The `root` option, checked, and lists of image files as compact as a list of paths can be."""
+"""Lists of image files, as compact as a list of paths can be."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gvbsm_plugins.pictures.decoding import BrokenPictureError
 from gvbsm_registry import GvbsmError
 
 if TYPE_CHECKING:
@@ -19,31 +20,12 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
-def existing_folder(root: Path | None, dataset: str) -> Path:
-    """Return `root` with `~` expanded.
-
-    Raises GvbsmError if it was not given, does not exist or is not a folder.
-    """
-    if root is None:
-        raise GvbsmError(
-            f"data set {dataset!r} does not know where its files are; give --data DIR or set data.root"
-        )
-    folder = expanded(root)
-    if not folder.exists():
-        raise GvbsmError(f"{folder}: no such folder; give the right one by --data DIR or data.root")
-    if not folder.is_dir():
-        raise GvbsmError(
-            f"{folder}: is not a folder; give the folder of {dataset!r} by --data DIR or data.root"
-        )
-    return folder
-
-
-def expanded(path: Path) -> Path:
+def expand_user(path: Path) -> Path:
     """Return `path` with `~` expanded. Raises GvbsmError if it names a user who does not exist."""
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise GvbsmError(f"{path}: {error}; write the path in full in --data DIR or data.root") from error
+        raise GvbsmError(f"{path}: {error}; write the path in full") from error
 
 
 def printable(name: str) -> str:
@@ -53,7 +35,7 @@ def printable(name: str) -> str:
 
 def class_folders(folder: Path) -> dict[str, str]:
     """Return class name → folder name, sorted by class name, for the folders directly in `folder`."""
-    with _readable(folder) as entries:
+    with _scan(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     return dict(sorted((printable(name), name) for name in names))
 
@@ -67,7 +49,7 @@ def image_files(folder: Path) -> list[tuple[bytes, os.DirEntry[str]]]:
 
 
 def _walk(folder: Path, prefix: bytes) -> Iterator[tuple[bytes, os.DirEntry[str]]]:
-    with _readable(folder) as entries:
+    with _scan(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
@@ -83,7 +65,7 @@ def _dangling(entry: os.DirEntry[str]) -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
-def _readable(folder: Path) -> os._ScandirIterator[str]:
+def _scan(folder: Path) -> os._ScandirIterator[str]:
     try:
         return os.scandir(os.fspath(folder))
     except OSError as error:
@@ -137,16 +119,46 @@ def make_listing(folder: Path, files: Iterable[tuple[bytes, int, os.stat_result]
     import torch
 
     names, ends, labels = bytearray(), array("q"), array("q")
-    made = hashlib.sha256()
+    hasher = hashlib.sha256()
     for path, label, stat in files:
         names += path
         ends.append(len(names))
         labels.append(label)
-        made.update(b"%d %d %d %d " % (len(path), label, stat.st_size, stat.st_mtime_ns) + path)
+        hasher.update(b"%d %d %d %d " % (len(path), label, stat.st_size, stat.st_mtime_ns) + path)
     return Listing(
         os.fspath(folder),
         bytes(names),
         np.array(ends, dtype=np.int64),
         torch.from_numpy(np.array(labels, dtype=np.int64)),
-        made.hexdigest(),
+        hasher.hexdigest(),
     )
+
+
+def list_classes(folder: Path, classes: dict[str, str], skip_broken: bool) -> Listing:
+    """Return the pictures in class folders (class name → path below `folder`), by label, then by path.
+
+    Raises GvbsmError naming the folder of a class without pictures, or a link that leads nowhere (which
+    `skip_broken` passes over).
+    """
+
+    def entries() -> Iterator[tuple[bytes, int, os.stat_result]]:
+        for label, below in enumerate(classes.values()):
+            count = 0
+            for path, entry in image_files(folder / below):
+                try:
+                    stat = entry.stat()
+                except OSError as error:
+                    if not skip_broken:
+                        raise BrokenPictureError(
+                            printable(entry.path), f"can't be read ({error.strerror})"
+                        ) from error
+                    continue
+                count += 1
+                yield os.fsencode(below) + b"/" + path, label, stat
+            if not count:
+                raise GvbsmError(
+                    f"{printable(os.fspath(folder / below))}: class folder without pictures; "
+                    "put some there, or remove the class from train and test"
+                )
+
+    return make_listing(folder, entries())

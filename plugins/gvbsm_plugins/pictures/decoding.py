@@ -16,47 +16,47 @@ FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 
 
 class BrokenPictureError(GvbsmError):
-    """A file whose contents are not a whole picture; `skip_broken` passes over it."""
+    """A file that can't be decoded; a data set's `skip_broken` passes over it. `problem`: where and why."""
 
     def __init__(self, where: str, why: str) -> None:
+        self.problem = f"{where}: {why}"
         super().__init__(
-            f"{where}: {why}; replace or remove the file, or set data.skip_broken = true to go on without it"
+            f"{self.problem}; replace or remove the file, or set data.skip_broken = true to go on without it"
         )
 
 
 def decode(data: bytes, where: str, image_size: int, channels: int) -> np.ndarray:
     """Return uint8 [C, S, S]: the short side resized to S = `image_size`, then the centre cropped.
 
-    Bilinear with antialiasing, as torchvision's `Resize(S)` and `CenterCrop(S)` do with a PIL image.
+    Bilinear with antialiasing: torchvision's `Resize(S)` and `CenterCrop(S)` of a PIL image.
     channels: 1 (luminance) or 3 (RGB). Raises BrokenPictureError, naming `where`.
     """
     import numpy as np
 
     try:
-        picture = _fitted(_converted(_opened(data), channels), image_size)
-        pixels = np.asarray(picture)
+        pixels = np.asarray(_resize_and_crop(_convert(_open(data), channels), image_size))
     except MemoryError:
         raise
     except Exception as error:  # decoders of damaged files raise whatever they stumble over
-        raise BrokenPictureError(where, _why(error)) from error
+        raise BrokenPictureError(where, _reason(error)) from error
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def short_side(data: bytes, where: str) -> int:
     """Return the shorter of width and height in pixels. Raises BrokenPictureError, naming `where`."""
     try:
-        return min(_opened(data).size)
+        return min(_open(data).size)
     except Exception as error:
-        raise BrokenPictureError(where, _why(error)) from error
+        raise BrokenPictureError(where, _reason(error)) from error
 
 
-def _opened(data: bytes) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     from PIL import Image
 
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _converted(picture: Image.Image, channels: int) -> Image.Image:
+def _convert(picture: Image.Image, channels: int) -> Image.Image:
     import numpy as np
     from PIL import Image
 
@@ -66,22 +66,23 @@ def _converted(picture: Image.Image, channels: int) -> Image.Image:
     return picture.convert("RGB" if channels == 3 else "L")
 
 
-def _fitted(picture: Image.Image, image_size: int) -> Image.Image:
+def _resize_and_crop(picture: Image.Image, image_size: int) -> Image.Image:
     from PIL import Image
+    from torchvision.transforms.functional import center_crop, resize
 
-    width, height = picture.size
-    short = min(width, height)
+    short, long = sorted(picture.size)
+    if short == long == image_size:
+        return picture
     if short != image_size:
-        long = image_size * max(width, height) // short
-        if Image.MAX_IMAGE_PIXELS is not None and long * image_size > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{width}×{height} pixels are too long a strip to resize")
-        width, height = (image_size, long) if width <= height else (long, image_size)
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-    return picture.crop((left, top, left + image_size, top + image_size))
+        pixels = image_size * (image_size * long // short)
+        if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{picture.width}×{picture.height} pixels are too long a strip to resize")
+        picture = resize(picture, image_size)
+    cropped: Image.Image = center_crop(picture, image_size)
+    return cropped
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):

@@ -7,14 +7,13 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from gvbsm_plugins.datasets.paths import class_folders, expanded, image_files, printable, read_bytes
-from gvbsm_plugins.datasets.pictures import BrokenPictureError, decode
-from gvbsm_registry import Component, GvbsmError, Initializer, Source, hookimpl
-from gvbsm_registry.artifacts import digest
+from gvbsm_plugins.pictures.decoding import BrokenPictureError, decode
+from gvbsm_plugins.pictures.listing import class_folders, expand_user, image_files, printable, read_bytes
+from gvbsm_registry import GvbsmError, Initializer, Source
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -35,27 +34,23 @@ class FolderImages(Initializer):
     name = "folder"
 
     root: Path = Field(description="the folder that holds the manifest or the class folders")
-    contents: str = Field("", description="digest of names, labels and bytes; worked out if not given")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_contents(cls, values: Any) -> Any:
-        """Fill in the digest, so that results depend on the pictures and not on where they lie."""
-        if isinstance(values, dict) and values.get("root") and not values.get("contents"):
-            listing = list_pictures(Path(values["root"]))
-            return {**values, "contents": _digest(listing)}
-        return values
 
     @cached_property
-    def _listing(self) -> dict[str | int, list[Path]]:
-        listing = list_pictures(self.root)
-        if _digest(listing) != self.contents:
-            raise GvbsmError(f"{self.root}: its pictures have changed since the recipe was made; import anew")
-        return listing
+    def _pictures(self) -> dict[str | int, list[Path]]:
+        return list_pictures(self.root)
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the manifest, if there is one, and the pictures by class and rank.
+
+        Raises GvbsmError if there are no pictures, or the manifest is broken.
+        """
+        manifest = expand_user(self.root) / MANIFEST
+        pictures = tuple(path for paths in self._pictures.values() for path in paths)
+        return (manifest, *pictures) if manifest.is_file() else pictures
 
     def per_class(self) -> int | None:
-        """Raises GvbsmError if the classes do not have equally many pictures."""
-        counts = {name: len(paths) for name, paths in self._listing.items()}
+        """Return how many pictures each class has; raises GvbsmError if not all have equally many."""
+        counts = {name: len(paths) for name, paths in self._pictures.items()}
         if len(set(counts.values())) != 1:
             few, many = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
             raise GvbsmError(
@@ -69,24 +64,22 @@ class FolderImages(Initializer):
         import torch
 
         train = source.train
-        folders = _by_label(self._listing, train.classes, self.root)
-        found = []
+        by_label = _by_label(self._pictures, train.classes, self.root)
+        images = []
         for label, rank in zip(labels.tolist(), ranks.tolist(), strict=True):
-            paths = folders[label]
+            paths = by_label[label]
             if rank >= len(paths):
                 raise GvbsmError(
                     f"{self.root}: class {train.classes[label]!r} has {len(paths)} pictures where {rank + 1} "
                     f"are asked for; set synthesis.ipc = {len(paths)}"
                 )
-            found.append(torch.tensor(_decoded(paths[rank], train.image_size, train.channels)))
-        return source.normalize(torch.stack(found))
-
-
-def _decoded(path: Path, image_size: int, channels: int) -> Any:
-    try:
-        return decode(read_bytes(os.fspath(path)), printable(os.fspath(path)), image_size, channels)
-    except BrokenPictureError as error:
-        raise GvbsmError(f"{error}; replace it") from error
+            path = os.fspath(paths[rank])
+            try:
+                pixels = decode(read_bytes(path), printable(path), train.image_size, train.channels)
+            except BrokenPictureError as error:
+                raise GvbsmError(f"{error.problem}; replace it") from error
+            images.append(torch.tensor(pixels))
+        return source.normalize(torch.stack(images))
 
 
 def list_pictures(root: Path) -> dict[str | int, list[Path]]:
@@ -94,7 +87,7 @@ def list_pictures(root: Path) -> dict[str | int, list[Path]]:
 
     Raises GvbsmError if there are none, or the manifest is broken or leads outside the folder.
     """
-    folder = expanded(root)
+    folder = expand_user(root)
     if not folder.is_dir():
         raise GvbsmError(f"{folder}: no such folder; give the one that holds the class folders")
     if (folder / MANIFEST).is_file():
@@ -105,23 +98,23 @@ def list_pictures(root: Path) -> dict[str | int, list[Path]]:
             break
     names = class_folders(folder)
     numbered = bool(names) and all(SRE2L.fullmatch(name) for name in names)
-    found: dict[str | int, list[Path]] = {}
+    by_class: dict[str | int, list[Path]] = {}
     for name, directory in names.items():
         match = SRE2L.fullmatch(name)
         pictures = [folder / directory / os.fsdecode(path) for path, _ in image_files(folder / directory)]
         if pictures:
-            found[int(match[1]) if numbered and match else name] = pictures
-    if not found:
+            by_class[int(match[1]) if numbered and match else name] = pictures
+    if not by_class:
         raise GvbsmError(f"{folder}: holds no class folders with pictures; give the folder that does")
-    return found
+    return by_class
 
 
 def _from_manifest(folder: Path) -> dict[str | int, list[Path]]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        found: dict[str | int, list[Path]] = {str(name): [] for name in manifest["classes"]}
-        names = list(found)
+        by_class: dict[str | int, list[Path]] = {str(name): [] for name in manifest["classes"]}
+        names = list(by_class)
         for entry in manifest["images"]:
             inner, label = Path(entry["file"]), int(entry["label"])
             if inner.is_absolute() or ".." in inner.parts:
@@ -130,46 +123,31 @@ def _from_manifest(folder: Path) -> dict[str | int, list[Path]]:
                 )
             if label < 0:
                 raise IndexError(f"label {label}")
-            found[names[label]].append(folder / inner)
+            by_class[names[label]].append(folder / inner)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise GvbsmError(f"{path}: is not a manifest of a set ({error}); export it again") from error
-    if len(names) != len(manifest["classes"]) or not all(found.values()):
+    if len(names) != len(manifest["classes"]) or not all(by_class.values()):
         raise GvbsmError(f"{path}: classes have equal names or no picture; export it again")
-    return found
-
-
-def _digest(listing: dict[str | int, list[Path]]) -> str:
-    import hashlib
-
-    files = {
-        str(name): [hashlib.sha256(read_bytes(os.fspath(path))).hexdigest() for path in paths]
-        for name, paths in listing.items()
-    }
-    return digest([files, all(isinstance(name, int) for name in listing)])
+    return by_class
 
 
 def _by_label(
-    listing: dict[str | int, list[Path]], classes: tuple[str, ...], root: Path
+    by_class: dict[str | int, list[Path]], classes: tuple[str, ...], root: Path
 ) -> dict[int, list[Path]]:
     """Return the pictures by label; raises GvbsmError unless the classes are the data set's."""
-    if all(isinstance(name, int) for name in listing):
-        found = {int(label): paths for label, paths in listing.items()}
-        if set(found) != set(range(len(classes))):
+    if all(isinstance(name, int) for name in by_class):
+        by_label = {int(label): paths for label, paths in by_class.items()}
+        if set(by_label) != set(range(len(classes))):
             raise GvbsmError(
-                f"{root}: has folders new000 to new{max(found):03d}, not one for each of the "
+                f"{root}: has folders new000 to new{max(by_label):03d}, not one for each of the "
                 f"{len(classes)} classes; use the data set that it was made for"
             )
-        return found
-    missing = [name for name in classes if name not in listing]
-    extra = [str(name) for name in listing if name not in classes]
+        return by_label
+    missing = [name for name in classes if name not in by_class]
+    extra = [str(name) for name in by_class if name not in classes]
     if missing or extra:
         raise GvbsmError(
             f"{root}: its classes are not the data set's (missing {missing[:3]}, unknown {extra[:3]}); "
             "use the data set that it was made for"
         )
-    return {label: listing[name] for label, name in enumerate(classes)}
-
-
-@hookimpl
-def gvbsm_components() -> list[type[Component]]:
-    return [FolderImages]
+    return {label: by_class[name] for label, name in enumerate(classes)}

@@ -1,4 +1,4 @@
-"""Keeps the listing of an image folder so large that listing it takes long."""
+"""Caches the listing of an image folder so large that listing it takes long."""
 
 from __future__ import annotations
 
@@ -8,53 +8,53 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gvbsm_plugins.datasets.kept import keep, kept
-from gvbsm_plugins.datasets.paths import Listing
+from gvbsm_plugins.pictures.cache import load_cached, save_cached
+from gvbsm_plugins.pictures.listing import Listing
 from gvbsm_registry import Artifact, artifacts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGE = 100_000
-"""Pictures from which on a listing is kept. Smaller folders are listed anew by every run."""
+CACHED_FROM = 100_000
+"""Pictures from which on a listing is cached. Smaller folders are listed anew by every run."""
 
-SETTLED = 2_000_000_000
+UNCHANGED_FOR = 2_000_000_000
 """Nanoseconds for which a folder must have been left alone: a later change has another time for certain."""
 
 
-def kept_listing(
+def cached_listing(
     folder: Path, classes: Mapping[str, str], skip_broken: bool, cache: Path, make: Callable[[], Listing]
 ) -> Listing:
-    """Return the listing that `make` makes, or the one kept if no folder below `folder` changed since.
+    """Return the listing that `make` makes, or the cached one if no folder below `folder` has changed since.
 
     A picture that is overwritten in place changes no folder, and goes unnoticed; `touch` its folder.
     """
     place = os.path.abspath(folder)
     key = artifacts.digest(["folder", place, list(classes.items()), skip_broken])
     path = cache / f"folder-{key[:24]}.safetensors"
-    if (found := _unchanged(path, key, folder)) is not None:
-        return found
+    if (cached := _load_unchanged(path, key, folder)) is not None:
+        return cached
     began = time.time_ns()
     listing = make()
-    if len(listing) >= LARGE:
+    if len(listing) >= CACHED_FROM:
         stamps = _stamps(folder)
-        if max(stamps.values()) < began - SETTLED:
-            _keep(path, key, listing, stamps)
+        if max(stamps.values()) < began - UNCHANGED_FOR:
+            _save(path, key, listing, stamps)
     return listing
 
 
 def _stamps(folder: Path) -> dict[str, int]:
     """Return the time of change, in nanoseconds, of every folder at and below `folder`, by relative path."""
-    found = {}
+    stamps = {}
     for where, below, _ in os.walk(folder):
         below[:] = [name for name in below if not name.startswith(".")]
-        found[os.path.relpath(where, folder)] = os.stat(where).st_mtime_ns
-    return found
+        stamps[os.path.relpath(where, folder)] = os.stat(where).st_mtime_ns
+    return stamps
 
 
-def _unchanged(path: Path, key: str, folder: Path) -> Listing | None:
-    """Return the kept listing if there is one and no folder has changed since."""
-    artifact = kept(path, "folder", key)
+def _load_unchanged(path: Path, key: str, folder: Path) -> Listing | None:
+    """Return the cached listing if there is one and no folder has changed since."""
+    artifact = load_cached(path, "folder", key)
     if artifact is None:
         return None
     tensors = artifact.tensors
@@ -78,7 +78,7 @@ def _split(names: Tensor) -> list[str]:
     return os.fsdecode(names.numpy().tobytes()).split("\0")
 
 
-def _keep(path: Path, key: str, listing: Listing, stamps: dict[str, int]) -> None:
+def _save(path: Path, key: str, listing: Listing, stamps: dict[str, int]) -> None:
     import torch
 
     tensors = {
@@ -88,4 +88,4 @@ def _keep(path: Path, key: str, listing: Listing, stamps: dict[str, int]) -> Non
         "folders": torch.frombuffer(bytearray(os.fsencode("\0".join(stamps))), dtype=torch.uint8),
         "changed": torch.tensor(list(stamps.values())),
     }
-    keep(path, Artifact("folder", key, tensors, {"listing": listing.digest}))
+    save_cached(path, Artifact("folder", key, tensors, {"listing": listing.digest}))
