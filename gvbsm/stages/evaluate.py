@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def train_student(context: Context, unit: Unit) -> Payload:
     tensors = {
         "epochs": torch.tensor([epoch for epoch, _ in curve]),
         "top1": torch.tensor([reached for _, reached in curve]),
-        "confusion": torch.tensor([*cells, counts[cells]]).T.contiguous(),
+        "confusion": torch.from_numpy(np.stack([*cells, counts[cells]], 1)),
     }
     meta = {"classes": list(context.data.classes), "record": record, "summary": {"top1": curve[-1][1]}}
     return tensors, meta

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from gvbsm.runtime.run import Workspace, open_store
-from gvbsm.runtime.remote_store import RemoteStore
 
 from gvbsm import pipeline
 from gvbsm.runtime import units
+from gvbsm.runtime.remote_store import RemoteStore
 from gvbsm_registry import GvbsmError
 
 Make = Callable[..., Workspace]

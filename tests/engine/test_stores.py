@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gvbsm.runtime.remote_store import RemoteStore, is_url
 
+from gvbsm.runtime.remote_store import RemoteStore, is_url
 from gvbsm_registry import GvbsmError
 
 KEY, OTHER = "a" * 64, "b" * 64
