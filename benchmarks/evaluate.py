@@ -1,7 +1,7 @@
 """An epoch of a student on replayed views against one on ready tensors: python -m benchmarks.evaluate.
 
-Replayed: the evaluate stage reads a label block, makes the epoch's views (crops, flips, CutMix) and the class
-mixture, and trains. Ready: the same student, optimiser and loss on the same tensors, made beforehand.
+Replayed: the evaluation stage reads a label block, makes the epoch's views (crops, flips, CutMix) and the
+class mixture, and trains. Ready: the same student, optimiser and loss on the same tensors, made beforehand.
 """
 
 from __future__ import annotations
@@ -16,48 +16,41 @@ import click
 import torch
 
 from benchmarks import harness
-from gvbsm.distilled.dataset import LabelBlocks
-from gvbsm.estimate.trial import FakeData, Trial
+from gvbsm.distilled.dataset import DistilledDataset
+from gvbsm.estimate.fake_data import FakeData
+from gvbsm.estimate.trial import Trial
 from gvbsm.recipe import loading
 from gvbsm.recipe.text import parse_component
-from gvbsm.runtime.units import Unit, perform
-from gvbsm.runtime.workspace import Workspace
-from gvbsm.stages import evaluate, relabel
+from gvbsm.runtime.data import open_data
 from gvbsm.stages.training import Batch, fit
-from gvbsm_registry import discover
-from gvbsm_registry.artifacts import read
+from gvbsm_registry import Backbone, discover
 
 SETS = ("distilled", "soft")
 
 
-def ready_batches(workspace: Workspace, images: Unit) -> list[Batch]:
+def ready_batches(trial: Trial) -> list[Batch]:
     """Make one epoch's views, and the losses on them, beforehand."""
-    artifact = read(images.path, "distilled")
-    pixels, labels = workspace.normalize(artifact.tensors["images"]), artifact.tensors["labels"]
-    labelled = LabelBlocks(images.path.parent, artifact.key).epoch(0)
-    objective, classes = workspace.recipe.evaluation.objective, len(workspace.classes)
+    section = trial.recipe.evaluation
+    dataset = DistilledDataset(trial.pictures.path.parent, trial.context.registry)
+    parts = torch.randperm(len(dataset)).split(section.batch)
 
     def loss_on(logits: torch.Tensor, truth: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda output: objective.loss(output, logits, truth)
+        return lambda output: section.objective.loss(output, logits, truth)
 
-    found: list[Batch] = []
-    for index in torch.randperm(len(labels)).split(workspace.recipe.evaluation.batch):
-        truth = labelled.views.truth(labels, index, classes, pixels.shape[-1])
-        logits = labelled.logits[index].to(workspace.device)
-        found.append((labelled.views.apply(pixels, index), loss_on(logits, truth.to(workspace.device))))
-    return found
+    labelled = dataset.labelled(0, parts, trial.context.device)
+    return [(views, loss_on(logits, truth)) for views, logits, truth in labelled]
 
 
-def ready(workspace: Workspace, unit: Unit) -> Callable[[], None]:
-    """Return the training of the unit's student on ready tensors."""
-    section = workspace.recipe.evaluation
-    batches = ready_batches(workspace, unit.arguments["images"])
+def ready(trial: Trial, student: Backbone) -> Callable[[], None]:
+    """Return the training of a student on ready tensors."""
+    section = trial.recipe.evaluation
+    batches = ready_batches(trial)
 
     def epoch(number: int) -> Iterable[Batch]:
         return batches
 
     def work() -> None:
-        module = workspace.build(unit.arguments["student"])
+        module = trial.context.build(student)
         rate, decay = section.learning_rate, section.weight_decay
         optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=decay)
         fit(module, optimizer, section.schedule, section.epochs, epoch, lambda number, loss: None)
@@ -65,29 +58,25 @@ def ready(workspace: Workspace, unit: Unit) -> Callable[[], None]:
     return work
 
 
-def compare(trial: Trial, count: int, rounds: int, clock: str) -> list[dict[str, Any]]:
-    """Return seconds of `recipe.evaluation.epochs` epochs on `count` images, and their ratio, by student."""
-    device = trial.whole.device
-    workspace = trial.workspace(images=count)
-    pictures = trial.pictures("distilled", count)
-    labels = relabel.units(workspace, pictures, trial.backbones())
-    for unit in labels:
-        perform(workspace, unit)
-    images = {"distilled": pictures, "random": pictures}
-    planned = evaluate.units(workspace, images, {"distilled": labels, "random": labels})
+def compare(trial: Trial, rounds: int, clock: str) -> list[dict[str, Any]]:
+    """Return seconds of `recipe.evaluation.epochs` epochs, and their ratio, by student."""
+    context = trial.context
+    trial.make([trial.pictures])
+    trial.make_untrained()
+    trial.make(trial.plan.labels["distilled"])
     rows = []
-    for unit in planned:
-        if (unit.depends["set"], unit.depends["labels"]) != SETS:
+    for unit in trial.plan.students:
+        if (unit.options["set"], unit.options["labels"]) != SETS:
             continue
+        student = context.create(Backbone, unit.options["student"])
         variants: dict[str, Callable[[], Any]] = {
-            "ready": ready(workspace, unit),
-            "replayed": lambda unit=unit: unit.work(workspace, unit),  # type: ignore[misc]
+            "ready": ready(trial, student),
+            "replayed": lambda unit=unit: unit.work(context, unit),  # type: ignore[misc]
         }
-        seconds = harness.medians(harness.interleave(variants, rounds, device, 1, clock))
-        peak = {name: harness.peak_extra(work, device) for name, work in variants.items()}
+        seconds = harness.medians(harness.interleave(variants, rounds, context.device, 1, clock))
+        peak = {name: harness.peak_extra(work, context.device) for name, work in variants.items()}
         ratio = seconds["replayed"] / seconds["ready"]
-        title = unit.arguments["student"].full_name
-        rows.append({"student": title, "seconds": seconds, "peak_bytes": peak, "ratio": ratio})
+        rows.append({"student": student.full_name, "seconds": seconds, "peak_bytes": peak, "ratio": ratio})
     return rows
 
 
@@ -127,8 +116,9 @@ def main(
     made = loading.make(tables, registry, where="the benchmark")
     data = FakeData.like(images=images, tests=2, classes=10, image_size=image_size, channels=3)
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(made.model_copy(update={"data": data}), registry, place, Path(folder))
-        rows = compare(trial, images, rounds, clock)
+        opened = open_data(data, Path(folder) / "data")
+        trial = Trial(made, opened, registry, place, Path(folder), images=10, pictures=images)
+        rows = compare(trial, rounds, clock)
     report = {
         "benchmark": "evaluate",
         "image_size": image_size,

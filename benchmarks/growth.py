@@ -1,6 +1,6 @@
 """How the cost of synthesis grows: python -m benchmarks.growth.
 
-Images, classes, backbones and iterations: seconds of the synthesize stage itself on a small network. Pixels
+Images, classes, backbones and iterations: seconds of the synthesis stage itself on a small network. Pixels
 and batch: seconds of one step. p is the exponent of the best fit seconds = a · size^p.
 """
 
@@ -16,11 +16,11 @@ import torch
 
 from benchmarks import harness
 from benchmarks.setting import Setting
-from gvbsm.estimate.trial import FakeData, Trial
+from gvbsm.estimate.fake_data import FakeData
+from gvbsm.estimate.trial import Trial
 from gvbsm.recipe import loading
 from gvbsm.recipe.text import parse_component
-from gvbsm.runtime.units import perform
-from gvbsm.stages import measure, synthesize
+from gvbsm.runtime.data import open_data
 from gvbsm_registry import discover
 
 SIZES: dict[str, tuple[int, ...]] = {
@@ -37,7 +37,7 @@ CLASSES, IPC, ITERATIONS = 5, 2, 4
 def stage_seconds(
     axis: str, size: int, backbone: str, image_size: int, device: torch.device, rounds: int, clock: str
 ) -> float:
-    """Return the seconds of all units of the synthesize stage, once it is warm.
+    """Return the seconds of all units of the synthesis stage, once it is warm.
 
     images: the number of images, of CLASSES classes. classes: with IPC images each. backbones: each gets
     ITERATIONS iterations.
@@ -57,17 +57,14 @@ def stage_seconds(
     made = loading.make(tables, registry, where="the benchmark")
     data = FakeData.like(images=40, tests=2, classes=classes, image_size=image_size, channels=3)
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(made.model_copy(update={"data": data}), registry, device, Path(folder))
-        backbones = trial.backbones()
-        workspace = trial.workspace(images=40)
-        measured = measure.units(workspace, backbones)
-        for unit in measured:
-            perform(workspace, unit)
-        planned = synthesize.units(workspace, backbones, measured)
+        opened = open_data(data, Path(folder) / "data")
+        trial = Trial(made, opened, registry, device, Path(folder), images=40)
+        trial.make_untrained()
+        trial.make(trial.plan.statistics)
 
         def work() -> None:
-            for unit in planned:
-                unit.work(workspace, unit)
+            for unit in trial.plan.image_batches:
+                unit.work(trial.context, unit)
 
         return _median(work, device, rounds, clock)
 
@@ -121,8 +118,8 @@ def main(
         steps = tuple(int(size) for size in sizes.split(",")) if sizes else SIZES[axis]
         seconds_of = step_seconds if axis in ("pixels", "batch") else stage_seconds
         seconds = [seconds_of(axis, size, backbone, image_size, place, rounds, clock) for size in steps]
-        found = harness.exponent(steps, seconds)
-        rows.append({"axis": axis, "sizes": list(steps), "seconds": seconds, "exponent": found})
+        exponent = harness.exponent(steps, seconds)
+        rows.append({"axis": axis, "sizes": list(steps), "seconds": seconds, "exponent": exponent})
     report = {
         "benchmark": "growth",
         "backbone": backbone,

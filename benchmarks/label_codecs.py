@@ -15,17 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from gvbsm import pipeline
 from gvbsm.recipe import loading
 from gvbsm.recipe.schema import Recipe
 from gvbsm.recipe.text import parse_component, parse_value
-from gvbsm.runtime.reporting import Reporter
-from gvbsm.runtime.units import Unit, execute
-from gvbsm.runtime.workspace import Workspace
-from gvbsm.stages import evaluate, measure, pretrain, relabel, synthesize
-from gvbsm_registry import Codec, Executor, Registry, discover
-from gvbsm_registry.artifacts import read
+from gvbsm.runtime.execution import execute
+from gvbsm_registry import Codec, Registry, discover
 
 PLAIN_VIEW = 33
 TOPK = {"use": "topk", "k": 3}
@@ -75,56 +70,31 @@ def load(options: argparse.Namespace, registry: Registry) -> Recipe:
     return loading.load(options.recipe, registry, overrides)
 
 
-def workspace_of(
+def open_setting(
     base: Recipe, registry: Registry, work: Path, store: Path | None, codec: Any, keep: float
-) -> Workspace:
-    """Return a workspace of the recipe with one setting of the labels."""
+) -> pipeline.Run:
+    """Open the run of the recipe with one setting of the labels."""
     changes = {"codec": registry.create(Codec, codec), "keep_fraction": keep}
     made = base.model_copy(update={"relabel": base.relabel.model_copy(update=changes)})
-    runner = registry.create(Executor, "local")
-    folder = work / "out"
-    reporter = Reporter(folder / "log.jsonl", registry, quiet=True)
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Workspace(made, registry, folder, store or work / "store", where, reporter, runner)
+    return pipeline.open_recipe(made, registry, work / "out", store or work / "store")
 
 
-def images_of(workspace: Workspace) -> tuple[list[Unit], dict[str, Unit]]:
-    """Run the stages up to the images."""
-    backbones = pretrain.units(workspace)
-    execute(workspace, "pretrain", backbones)
-    statistics_units = measure.units(workspace, backbones)
-    execute(workspace, "measure", statistics_units)
-    parts = synthesize.units(workspace, backbones, statistics_units)
-    execute(workspace, "synthesize", parts)
-    images = {
-        "distilled": synthesize.assembly(workspace, parts),
-        "random": synthesize.random_set(workspace),
-    }
-    execute(workspace, "assemble", list(images.values()))
-    return backbones, images
+def measured(run: pipeline.Run) -> dict[str, list[Any]]:
+    """Make the images, label both sets, train the students; return the records of results.json by set."""
+    pipeline.run_stages(run, "relabel")
+    students = [unit for unit in run.plan.students if unit.options["labels"] == "soft"]
+    execute(run.context, "evaluation", students, run.executor, run.storing)
+    records: dict[str, list[Any]] = {name: [] for name in run.plan.sets}
+    for unit in students:
+        records[unit.options["set"]].append(unit.read().meta["record"])
+    return records
 
 
-def measured(workspace: Workspace, backbones: list[Unit], images: dict[str, Unit]) -> dict[str, list[Any]]:
-    """Label both sets, train the students; return the records of results.json by set."""
-    labels = {name: relabel.units(workspace, unit, backbones) for name, unit in images.items()}
-    for name, unit in images.items():
-        for path in set(unit.path.parent.glob("labels-*")) - {planned.path for planned in labels[name]}:
-            path.unlink()
-        execute(workspace, "relabel", labels[name])
-    planned = [unit for unit in evaluate.units(workspace, images, labels) if unit.depends["labels"] == "soft"]
-    execute(workspace, "evaluate", planned)
-    found: dict[str, list[Any]] = {name: [] for name in images}
-    for unit in planned:
-        record = read(unit.path).meta["record"]
-        found[record["set"]].append(record)
-    return found
-
-
-def row(workspace: Workspace, codec: Any, keep: float, found: dict[str, list[Any]]) -> str:
+def row(run: pipeline.Run, codec: Any, keep: float, records: dict[str, list[Any]]) -> str:
     """Return one line of the table."""
-    classes = len(workspace.classes)
-    size = found["distilled"][0]["label_bytes"]
-    count = workspace.recipe.synthesis.ipc * classes * workspace.recipe.relabel.epochs
+    classes, recipe = len(run.plan.data.classes), run.plan.recipe
+    size = records["distilled"][0]["label_bytes"]
+    count = recipe.synthesis.ipc * classes * recipe.relabel.epochs
     plain = count * (PLAIN_VIEW + 2 * classes)
     name = (
         codec
@@ -133,9 +103,9 @@ def row(workspace: Workspace, codec: Any, keep: float, found: dict[str, list[Any
     )
     cells = [name, f"{keep:g}", f"{size:,}", f"{plain / size:.1f}×"]
     for which in ("distilled", "random"):
-        values = [100 * record["top1"] for record in found[which]]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        cells.append(f"{statistics.mean(values):.2f} ± {spread:.2f}")
+        values = [100 * record["top1"] for record in records[which]]
+        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+        cells.append(f"{statistics.mean(values):.2f} ± {deviation:.2f}")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -149,9 +119,8 @@ def main() -> None:
         registry = discover()
         base = load(options, registry)
         for codec, keep in chosen(options):
-            workspace = workspace_of(base, registry, work, options.store, codec, keep)
-            backbones, images = images_of(workspace)
-            print(row(workspace, codec, keep, measured(workspace, backbones, images)), flush=True)
+            run = open_setting(base, registry, work, options.store, codec, keep)
+            print(row(run, codec, keep, measured(run)), flush=True)
 
 
 if __name__ == "__main__":

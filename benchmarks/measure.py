@@ -15,47 +15,47 @@ import click
 import torch
 
 from benchmarks import harness
-from gvbsm.estimate.trial import FakeData, Trial
+from gvbsm.estimate.fake_data import FakeData
+from gvbsm.estimate.trial import Trial
 from gvbsm.recipe import loading
 from gvbsm.recipe.text import parse_component
+from gvbsm.runtime.data import open_data
 from gvbsm.runtime.units import Unit
-from gvbsm.runtime.workspace import Workspace
-from gvbsm.stages import measure, pretrain
+from gvbsm.stages.pretrain import load_backbone
 from gvbsm_registry import discover
 
 
-def inference(workspace: Workspace, backbone: Unit, seed: int) -> Callable[[], None]:
+def inference(trial: Trial, backbone: Unit) -> Callable[[], None]:
     """Return a plain pass over the training split."""
-    section = workspace.recipe.measure
-    train = workspace.train
+    section, context = trial.recipe.measure, trial.context
+    train = context.data.train
 
     @torch.no_grad()
     def work() -> None:
-        module = pretrain.load(workspace, backbone)
-        generator = torch.Generator().manual_seed(seed)
-        lots = torch.randperm(len(train), generator=generator).split(section.batch)
-        for images, _ in workspace.batches(train, lots):
+        module = load_backbone(context, backbone)
+        generator = torch.Generator().manual_seed(0)
+        batches = torch.randperm(len(train), generator=generator).split(section.batch)
+        for images, _ in context.batches(train, batches):
             view = section.augmentation.draw(len(images), train.image_size, generator)
             module(view.apply(images))
 
     return work
 
 
-def compare(trial: Trial, images: int, rounds: int, clock: str) -> list[dict[str, Any]]:
+def compare(trial: Trial, rounds: int, clock: str) -> list[dict[str, Any]]:
     """Return seconds, peak bytes and the ratio by backbone of the trial's recipe."""
-    device = trial.whole.device
-    workspace = trial.workspace(images=images)
+    context = trial.context
+    trial.make_untrained()
     rows = []
-    backbones = trial.backbones()
-    for backbone, unit in zip(backbones, measure.units(workspace, backbones), strict=True):
+    for unit in trial.plan.statistics:
         variants: dict[str, Callable[[], Any]] = {
-            "inference": inference(workspace, backbone, unit.seed),
-            "measure": lambda unit=unit: unit.work(workspace, unit),  # type: ignore[misc]
+            "inference": inference(trial, unit.input("backbone")),
+            "measure": lambda unit=unit: unit.work(context, unit),  # type: ignore[misc]
         }
-        seconds = harness.medians(harness.interleave(variants, rounds, device, 1, clock))
-        peak = {name: harness.peak_extra(work, device) for name, work in variants.items()}
+        seconds = harness.medians(harness.interleave(variants, rounds, context.device, 1, clock))
+        peak = {name: harness.peak_extra(work, context.device) for name, work in variants.items()}
         ratio = seconds["measure"] / seconds["inference"]
-        rows.append({"backbone": backbone.name, "seconds": seconds, "peak_bytes": peak, "ratio": ratio})
+        rows.append({"backbone": unit.name, "seconds": seconds, "peak_bytes": peak, "ratio": ratio})
     return rows
 
 
@@ -85,8 +85,9 @@ def main(
     made = loading.make(tables, registry, where="the benchmark")
     data = FakeData.like(images=images, tests=10, classes=10, image_size=image_size, channels=3)
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(made.model_copy(update={"data": data}), registry, place, Path(folder))
-        rows = compare(trial, images, rounds, clock)
+        opened = open_data(data, Path(folder) / "data")
+        trial = Trial(made, opened, registry, place, Path(folder), images)
+        rows = compare(trial, rounds, clock)
     report = {
         "benchmark": "measure",
         "image_size": image_size,
