@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,9 @@ import torch
 from gvbsm.recipe import loading
 from gvbsm.recipe.schema import Recipe
 from gvbsm.report import after_run
-from gvbsm.results.scores import csv_text
+from gvbsm.report.gather import ReportInputs, StoredBackbone
+from gvbsm.results.finished import FinishedRun
+from gvbsm.results.records import write_records
 from gvbsm.runtime import distributed as parallel
 from gvbsm.runtime.reporting import Reporter
 from gvbsm.runtime.units import Unit, execute
@@ -66,7 +67,7 @@ def run(
             write_text(folder / "recipe.toml", loaded.toml())
         run_stages(workspace, until)
         if report and until == "evaluate":
-            after_run(workspace)
+            after_run(report_inputs(workspace), reporter.say)
     return folder
 
 
@@ -182,7 +183,7 @@ def run_stages(workspace: Workspace, until: str = "evaluate") -> None:
     if "evaluate" in wanted:
         planned = evaluate.units(workspace, images, labels)
         execute(workspace, "evaluate", planned)
-        write_results(workspace.out / "results.json", planned)
+        write_records(workspace.out, (unit.read().meta["record"] for unit in planned))
 
 
 def tidy(out: Path, store: Path) -> None:
@@ -201,20 +202,36 @@ def _drop_stale_labels(folder: Path, planned: list[Unit]) -> None:
             path.unlink()
 
 
-def write_results(path: Path, planned: list[Unit]) -> None:
-    """Write results.json from the finished evaluation units."""
-    records = [unit.read().meta["record"] for unit in planned]
-    write_text(path, json.dumps({"schema": 1, "records": records}, indent=1) + "\n")
-    write_text(path.with_suffix(".csv"), csv_text(records))
+def report_inputs(workspace: Workspace) -> ReportInputs:
+    """Return what the report of a run is made from, whatever of it has been made so far."""
+    out, recipe = workspace.out, workspace.recipe
+    backbones = pretrain.units(workspace)
 
+    def stored(unit: Unit) -> StoredBackbone:
+        return StoredBackbone(
+            unit.name,
+            unit.path,
+            lambda: (pretrain.load(workspace, unit), float(unit.read().meta["top1"])),
+        )
 
-def results(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a run folder; raises GvbsmError if it has none or they can't be read."""
-    path = folder / "results.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return list(found["records"])
-    except FileNotFoundError as error:
-        raise GvbsmError(f"{path}: no results yet; run 'gvbsm evaluate {folder}'") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise GvbsmError(f"{path}: is not a results file ({error}); run 'gvbsm evaluate {folder}'") from error
+    def units_of(stage: str) -> list[Path]:
+        paths = sorted((out / "units" / stage).glob("*.safetensors"))
+        return [path for path in paths if "." not in path.stem]  # not KEY.last-good, which is no result
+
+    files = {
+        "pretrain": [unit.path for unit in backbones],
+        "measure": [unit.path for unit in measure.units(workspace, backbones)],
+        "synthesize": units_of("synthesize"),
+        "assemble": list(out.glob("*/**/images.safetensors")),
+        "relabel": list(out.glob("*/**/labels-*.safetensors")),
+        "evaluate": units_of("evaluate"),
+    }
+    return ReportInputs(
+        FinishedRun(out),
+        recipe.data.full_name,
+        workspace.train,
+        len(workspace.test),
+        workspace.normalize,
+        [stored(unit) for unit in backbones],
+        files,
+    )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gvbsm.distilled.dataset import LabelBlocks
 from gvbsm.distilled.normalized import Normalized
 from gvbsm.recipe.schema import Evaluation
+from gvbsm.results.records import labels_of, student_names
 from gvbsm.runtime import distributed as parallel
 from gvbsm.runtime.units import Payload, Unit, seed_of
 from gvbsm.runtime.workspace import Workspace
@@ -49,8 +50,9 @@ def units(workspace: Workspace, images: dict[str, Unit], labels: dict[str, list[
     ):
         options["evaluation"].pop(name)
     planned = []
+    names = student_names([student.to_recipe() for student in section.students])
     for which, kind, augmented in trainings(section):
-        for student in section.students:
+        for student, student_name in zip(section.students, names, strict=True):
             for seed in section.seeds:
                 inputs = [images[which].key] if which in images else []
                 inputs += [unit.key for unit in labels[which]] if kind == "soft" else []
@@ -71,7 +73,8 @@ def units(workspace: Workspace, images: dict[str, Unit], labels: dict[str, list[
                     "labels": labels[which] if kind == "soft" else [],
                 }
                 place = workspace.out / "units" / STAGE
-                name = f"{which}/{kind}{'' if augmented else ' plain'} {student.full_name} seed {seed}"
+                labels_name = labels_of({"labels": kind, "augmented": augmented})
+                name = f"{which}/{labels_name} {student_name} seed {seed}"
                 planned.append(
                     Unit(STAGE, name, "accuracy", place, depends, train_student, arguments, shared=True)
                 )
@@ -218,6 +221,7 @@ def _record(workspace: Workspace, unit: Unit, curve: list[tuple[int, float]]) ->
         "augmented": unit.depends.get("augmented", True),
         "ipc": None if full else recipe.synthesis.ipc,
         "student": unit.arguments["student"].full_name,
+        "student_options": unit.arguments["student"].to_recipe(),
         "seed": unit.depends["seed"],
         "top1": curve[-1][1],
         "best_top1": max(accuracy for _, accuracy in curve),

@@ -16,6 +16,7 @@ from torchvision.transforms import functional as reference
 from benchmarks import textbook
 from gvbsm import pipeline
 from gvbsm.matching.terms import target_name
+from gvbsm.results.records import read_records
 from gvbsm.runtime.units import execute
 from gvbsm.stages import measure, pretrain
 from gvbsm_registry import GvbsmError
@@ -278,7 +279,7 @@ def test_results_hold_the_distilled_set_and_its_baselines(make_workspace, stages
     changes = [("evaluation.seeds", [0, 5]), ("evaluation.epochs", 3), ("evaluation.test_every", 2)]
     workspace = stages(make_workspace(*changes)).run("evaluate")
     results = json.loads((workspace.out / "results.json").read_text())
-    assert results["schema"] == 1
+    assert results["schema"] == 2
     records = results["records"]
     assert [(r["set"], r["labels"], r["seed"]) for r in records] == [
         (which, labels, seed)
@@ -303,7 +304,7 @@ def test_the_whole_set_and_hard_labels_on_demand(make_workspace, stages):
     workspace = stages(
         make_workspace(("evaluation.full_baseline", True), ("evaluation.distilled_hard", True))
     ).run("evaluate")
-    records = {(r["set"], r["labels"]): r for r in pipeline.results(workspace.out)}
+    records = {(r["set"], r["labels"]): r for r in read_records(workspace.out)}
     assert set(records) == {
         ("distilled", "soft"),
         ("distilled", "hard"),

@@ -209,7 +209,7 @@ def test_class_names_like_markup_stay_text(make_workspace: Callable[..., Workspa
     report = pytest.importorskip("gvbsm.report", reason="there is no report yet")
     (workspace.out / "recipe.toml").write_text(workspace.recipe.toml(), encoding="utf-8")
     path = workspace.out / "report.html"
-    report.write([workspace], path)
+    report.write([pipeline.report_inputs(workspace)], path)
     text = path.read_text(encoding="utf-8")
     page = Markup()
     page.feed(text)
