@@ -223,9 +223,10 @@ def _run(
     executor = parse_component(where.pop("executor"))
     folder = pipeline.run(recipe, out=out, overrides=overrides, until=until, executor=executor, **where)
     if until == "evaluate":
+        from gvbsm.results.records import read_records
         from gvbsm.results.tables import accuracy_table
 
-        click.echo(accuracy_table(pipeline.results(folder)))
+        click.echo(accuracy_table(read_records(folder)).text())
     click.echo(f"results are in {folder}")
 
 
@@ -249,7 +250,7 @@ def recipes_command() -> None:
     from gvbsm.results.tables import recipe_table
     from gvbsm_registry import discover
 
-    click.echo(recipe_table(discover()))
+    click.echo(recipe_table(discover()).text())
 
 
 main.add_command(plugins_command)

@@ -113,16 +113,17 @@ def _sweep(
     `*` in a key stands for every position of a list: synthesis.matchers.*.momentum. What exists below --out
     is reused, so the same command goes on after an interruption.
     """
-    from gvbsm.sweeps import running as sweeps
+    from gvbsm.sweeps import files
+    from gvbsm.sweeps.running import vary
     from gvbsm_registry import GvbsmError, discover
 
-    found = sweeps.load(recipe, discover(), other, overrides, seeds)
-    if found is None and not varied:
-        names = ", ".join(sweeps.shipped(discover()))
+    sweep = files.load(recipe, discover(), other, overrides, seeds)
+    if sweep is None and not varied:
+        names = ", ".join(files.shipped(discover()))
         raise GvbsmError(f"{recipe}: is not a sweep file; give --vary KEY=V,V or one of the sweeps: {names}")
-    if found is not None and varied:
+    if sweep is not None and varied:
         raise GvbsmError("--vary: a sweep file says what is varied; give --vary with a recipe instead")
-    _run(found or sweeps.vary(recipe, varied, overrides, seeds), out or _below("sweep", recipe), where)
+    _run(sweep or vary(recipe, varied, overrides, seeds), out or _below("sweep", recipe), where)
 
 
 def _below(command: str, recipe: str) -> Path:
@@ -130,16 +131,16 @@ def _below(command: str, recipe: str) -> Path:
 
 
 def _run(sweep: Any, out: Path, where: dict[str, Any]) -> None:
-    from gvbsm.sweeps import running as sweeps
-    from gvbsm.sweeps import tables as sweep_results
+    from gvbsm.sweeps.running import run
+    from gvbsm.sweeps.tables import plot, sweep_table
     from gvbsm_registry import discover
     from gvbsm_registry.artifacts import write_text
 
-    records = sweeps.run(sweep, out, discover(), **where)
-    text = sweep_results.table(records, sweep.reproduces)
+    records = run(sweep, out, discover(), **where)
+    text = sweep_table(records, sweep.title)
     write_text(out / "table.txt", text + "\n")
     for suffix in ("svg", "png"):
-        sweep_results.plot(records, out / f"plot.{suffix}", sweep.reproduces)
+        plot(records, out / f"plot.{suffix}", sweep.title)
     click.echo(text)
     click.echo(f"table, plot and records are in {out}")
 
@@ -151,6 +152,7 @@ def _import(folder: Path, recipe: str, out: Path, overrides: list[tuple[str, Any
     (newXXX/classXXX_idXXX.jpg).
     """
     from gvbsm import pipeline
+    from gvbsm.results.records import read_records
     from gvbsm.results.tables import accuracy_table
     from gvbsm.runtime.runs import importing
     from gvbsm_registry import discover
@@ -158,7 +160,7 @@ def _import(folder: Path, recipe: str, out: Path, overrides: list[tuple[str, Any
     registry = discover()
     chosen = [*importing(folder, registry), *overrides]
     made = pipeline.run(recipe, out=out, overrides=chosen, registry=registry, **where)
-    click.echo(accuracy_table(pipeline.results(made)))
+    click.echo(accuracy_table(read_records(made)).text())
     click.echo(f"results are in {made}")
 
 
@@ -169,13 +171,14 @@ def _import(folder: Path, recipe: str, out: Path, overrides: list[tuple[str, Any
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 def report_command(outs: tuple[Path, ...], to: Path | None, store: str | None, device: str) -> None:
     """Make the report of a run folder, or of several side by side: one HTML file."""
-    from gvbsm import report
+    from gvbsm import pipeline, report
     from gvbsm.runtime.runs import open_run
     from gvbsm_registry import discover
 
     registry = discover()
     path = to or (outs[0] / "report.html" if len(outs) == 1 else Path("report.html"))
-    report.write([open_run(out, registry, store, device) for out in outs], path)
+    opened = [open_run(out, registry, store, device) for out in outs]
+    report.write([pipeline.report_inputs(workspace) for workspace in opened], path)
     click.echo(f"the report is {path}")
 
 
@@ -183,15 +186,10 @@ def report_command(outs: tuple[Path, ...], to: Path | None, store: str | None, d
 @click.argument("outs", nargs=-1, required=True, type=FOLDER, metavar="OUT...")
 def scores_command(outs: tuple[Path, ...]) -> None:
     """Print DD-Ranking's label-robust and augmentation-robust scores of run folders."""
-    from gvbsm import pipeline
-    from gvbsm.results.scores import csv_text
+    from gvbsm.results.records import read_records
     from gvbsm.results.tables import score_table
-    from gvbsm_registry.artifacts import write_text
 
-    found = {out: pipeline.results(out) for out in outs}
-    for out, records in found.items():
-        write_text(out / "results.csv", csv_text(records))
-    click.echo(score_table({out.resolve().name: records for out, records in found.items()}))
+    click.echo(score_table({out.resolve().name: read_records(out) for out in outs}).text())
 
 
 @click.command("export")
@@ -201,10 +199,11 @@ def scores_command(outs: tuple[Path, ...]) -> None:
 def export_command(out: Path, destination: Path, name: str) -> None:
     """Write the set of run folder OUT in another format to DESTINATION, a new folder."""
     from gvbsm.recipe.text import parse_component
+    from gvbsm.results.finished import FinishedRun
     from gvbsm_registry import Exporter, GvbsmError, discover
 
     exporter = discover().create(Exporter, parse_component(name))
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise GvbsmError(f"{destination}: exists; give a folder that does not")
-    exporter.export(out, destination)
+    exporter.export(FinishedRun(out), destination)
     click.echo(f"the {exporter.full_name} form is in {destination}")

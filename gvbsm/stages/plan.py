@@ -14,6 +14,7 @@ from gvbsm.distilled.labels import LAYOUT
 from gvbsm.matching.terms import needs_measuring
 from gvbsm.recipe.fields import identities
 from gvbsm.recipe.schema import Recipe
+from gvbsm.results.records import labels_of, student_names
 from gvbsm.runtime.data import Data
 from gvbsm.runtime.units import Unit
 from gvbsm.stages import STAGES, evaluate, image_sets, measure, pretrain, real_images, relabel, synthesize
@@ -251,14 +252,17 @@ class Plan:
     def students(self) -> list[Unit]:
         """One unit for each (set, kind of labels, augmented or not, student, seed)."""
         section = self.recipe.evaluation
+        names = student_names([student.to_recipe() for student in section.students])
         return [
-            self._student(student, seed, which, labels, augmented)
+            self._student(student, name, seed, which, labels, augmented)
             for which, labels, augmented in evaluate.trainings(section)
-            for student in section.students
+            for student, name in zip(section.students, names, strict=True)
             for seed in section.seeds
         ]
 
-    def _student(self, student: Backbone, seed: int, which: str, labels: str, augmented: bool) -> Unit:
+    def _student(
+        self, student: Backbone, name: str, seed: int, which: str, labels: str, augmented: bool
+    ) -> Unit:
         recipe = self.recipe
         protocol = recipe.pretrain if which == "full" else recipe.evaluation
         used: list[Any] = [student, protocol]
@@ -278,9 +282,8 @@ class Plan:
         inputs: dict[str, Any] = {"images": self.sets[which]} if which in self.sets else {}
         if labels == "soft":
             inputs["labels"] = tuple(self.labels[which])
-        name = (
-            f"{which}/{labels}{'' if augmented else ' without augmentation'} {student.full_name} seed {seed}"
-        )
+        told = labels_of({"labels": labels, "augmented": augmented})
+        unit_name = f"{which}/{told} {name} seed {seed}"
         work = evaluate.train_student
-        unit = Unit("evaluation", name, "accuracy", work, options, inputs, data_parallel=True)
+        unit = Unit("evaluation", unit_name, "accuracy", work, options, inputs, data_parallel=True)
         return unit.stored_in(self.out / "units" / "evaluation")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
     from torch.nn import Module
 
+    from gvbsm_registry.finished import FinishedRun
     from gvbsm_registry.splits import Split
     from gvbsm_registry.views import View
 
@@ -270,8 +271,8 @@ class Exporter(Component):
     kind = "exporter"
 
     @abstractmethod
-    def export(self, run: Path, destination: Path) -> None:
-        """Write what the run folder `run` holds to `destination`, which does not exist yet.
+    def export(self, run: FinishedRun, destination: Path) -> None:
+        """Write what `run` holds to `destination`, which does not exist yet.
 
         Raises GvbsmError if the run is not finished or the destination can't be written.
         """

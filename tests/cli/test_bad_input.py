@@ -13,6 +13,7 @@ import torch
 from cli_helpers import Run, contents, done, invoke, leftovers, product, refused
 
 from gvbsm import pipeline
+from gvbsm.results.records import read_records
 from gvbsm_registry import Artifact, Backbone, GvbsmError, artifacts, discover
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -329,12 +330,12 @@ def test_a_broken_recipe_in_the_run_folder(copied: Run, tiny: Path) -> None:
     assert contents(copied.out) == before
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"records": 3}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2}', '{"records": 3}', "\x00"])
 def test_broken_results_are_refused_and_written_again(text: str, copied: Run, finished: Run) -> None:
     path = copied.out / "results.json"
     path.write_text(text)
     with pytest.raises(GvbsmError, match=r"results\.json.*gvbsm evaluate"):
-        pipeline.results(copied.out)
+        read_records(copied.out)
     done("evaluate", copied.out, "--store", copied.store)
     assert path.read_bytes() == (finished.out / "results.json").read_bytes()
 

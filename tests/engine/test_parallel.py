@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gvbsm import pipeline
+from gvbsm.results.records import read_records
 from gvbsm_registry import Artifact
 from gvbsm_registry.artifacts import read
 
@@ -74,8 +75,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
         torch.testing.assert_close(together.tensors[name], tensor, rtol=0, atol=1e-3)
     assert together.meta["top1"] == pytest.approx(alone.meta["top1"], abs=0.02)
     curves = [
-        {(r["set"], r["labels"]): r["top1"] for r in pipeline.results(folder / "out")}
-        for folder in (one, two)
+        {(r["set"], r["labels"]): r["top1"] for r in read_records(folder / "out")} for folder in (one, two)
     ]
     assert curves[0].keys() == curves[1].keys()
     for which, top1 in curves[0].items():
