@@ -14,7 +14,7 @@ from rich.table import Table
 from gvbsm.authoring.scaffold import RUN
 from gvbsm.recipe.fields import Used
 from gvbsm.recipe.schema import Recipe, Section
-from gvbsm.results.tables import text_of
+from gvbsm.terminal import text_of
 from gvbsm_registry import CONTRACT_VERSION, KINDS, Component, GvbsmError, Plugin, Registry, reference
 from gvbsm_registry.discovery import unknown_name
 

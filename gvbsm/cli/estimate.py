@@ -99,7 +99,7 @@ def table(found: dict[str, Any]) -> str:
     """Return an estimate as text."""
     from rich.table import Table
 
-    from gvbsm.results.tables import text_of
+    from gvbsm.terminal import duration, size, text_of
 
     made = Table(title="one unit of work at a time, from nothing")
     for column in ("stage", "steps", "seconds per step", "time", "peak memory", "bytes"):
@@ -118,26 +118,3 @@ def table(found: dict[str, Any]) -> str:
     made.add_row("all", "", "", duration(found["seconds"]), size(found["peak_bytes"]), size(total))
     parts = ", ".join(f"{name} {size(count)}" for name, count in found["bytes"].items())
     return f"{text_of(made)}\nin files: {parts}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as the two largest of days, hours, minutes and seconds."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
-
-
-def size(count: int | None) -> str:
-    """Return bytes in a unit that leaves at most four digits."""
-    if count is None:
-        return "unknown"
-    amount, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024:
-            break
-        amount, unit = amount / 1024, larger
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import statistics
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from gvbsm.recipe.loading import read_tables
 from gvbsm.results.scores import scores, spread
+from gvbsm.terminal import text_of
 from gvbsm_registry import Registry
-
-WIDTH = 110
-
-
-def text_of(table: Table, width: int = WIDTH) -> str:
-    """Return a table as plain text."""
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(table, markup=False)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip()
 
 
 def accuracy_table(records: list[dict[str, Any]]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from gvbsm.results.tables import labels_of, percent, text_of
+from gvbsm.results.tables import labels_of, percent
+from gvbsm.terminal import text_of
 from gvbsm_registry.artifacts import replacing
 
 Record = dict[str, Any]

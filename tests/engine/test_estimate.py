@@ -12,11 +12,11 @@ import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 
-from gvbsm.cli.estimate import duration, size
 from gvbsm.cli.main import main
 from gvbsm.estimate.cost import estimate, label_bytes
 from gvbsm.estimate.trial import FakeData
 from gvbsm.runtime.workspace import Workspace
+from gvbsm.terminal import duration, size
 
 TINY = {
     "backbones": [{"use": "convnet", "width": 4, "depth": 1}],
