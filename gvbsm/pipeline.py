@@ -18,11 +18,12 @@ from gvbsm.runtime import distributed as parallel
 from gvbsm.runtime.reporting import Reporter
 from gvbsm.runtime.units import Unit, execute
 from gvbsm.runtime.workspace import Workspace, open_store
+from gvbsm.stages import STAGES as NAMES
 from gvbsm.stages import evaluate, measure, pretrain, relabel, synthesize
 from gvbsm_registry import Executor, GvbsmError, Registry, discover
 from gvbsm_registry.artifacts import digest, remove_leftovers, write_text
 
-STAGES = ("pretrain", "measure", "synthesize", "relabel", "evaluate")
+STAGES = tuple(NAMES)
 
 
 def run(
@@ -33,16 +34,17 @@ def run(
     device: str = "auto",
     overrides: Sequence[tuple[str, Any]] = (),
     executor: str | dict[str, Any] = "local",
-    until: str = "evaluate",
+    until: str = STAGES[-1],
     quiet: bool = True,
-    report: bool = True,
+    report: bool | None = None,
     registry: Registry | None = None,
 ) -> Path:
     """Do what `gvbsm run` does and return the run folder.
 
     recipe: a name, a path or a Recipe. overrides: pairs of dotted key and value, for a name or path.
     store: a folder, or a URL that fsspec opens. until: the last stage to run. Finished work in `out` and
-    `store` is reused. report: whether to end with report.html and README.md.
+    `store` is reused. report: whether to end with report.html and README.md; by default only
+    the last stage does.
     Raises GvbsmError for whatever the user can put right.
     """
     parallel.start()
@@ -65,7 +67,7 @@ def run(
         if not claimed:
             write_text(folder / "recipe.toml", loaded.toml())
         run_stages(workspace, until)
-        if report and until == "evaluate":
+        if until == STAGES[-1] if report is None else report:
             after_run(workspace)
     return folder
 
@@ -153,7 +155,7 @@ def reopen(folder: Path) -> Path:
     return path
 
 
-def run_stages(workspace: Workspace, until: str = "evaluate") -> None:
+def run_stages(workspace: Workspace, until: str = STAGES[-1]) -> None:
     """Run all stages up to `until`; finished units are reused."""
     wanted = STAGES[: STAGES.index(until) + 1]
     tidy(workspace.out, workspace.store)
@@ -167,7 +169,7 @@ def run_stages(workspace: Workspace, until: str = "evaluate") -> None:
         execute(workspace, "measure", statistics)
     images: dict[str, Unit] = {}
     labels: dict[str, list[Unit]] = {}
-    if "synthesize" in wanted:
+    if "synthesis" in wanted:
         parts = synthesize.units(workspace, backbones, statistics)
         execute(workspace, "synthesize", parts)
         images = {"distilled": synthesize.assembly(workspace, parts)}
@@ -179,7 +181,7 @@ def run_stages(workspace: Workspace, until: str = "evaluate") -> None:
         for name, unit in images.items():
             _drop_stale_labels(unit.path.parent, labels[name])
         execute(workspace, "relabel", [unit for planned in labels.values() for unit in planned])
-    if "evaluate" in wanted:
+    if "evaluation" in wanted:
         planned = evaluate.units(workspace, images, labels)
         execute(workspace, "evaluate", planned)
         write_results(workspace.out / "results.json", planned)
@@ -215,6 +217,8 @@ def results(folder: Path) -> list[dict[str, Any]]:
         found = json.loads(path.read_text(encoding="utf-8"))
         return list(found["records"])
     except FileNotFoundError as error:
-        raise GvbsmError(f"{path}: no results yet; run 'gvbsm evaluate {folder}'") from error
+        raise GvbsmError(f"{path}: no results yet; run 'gvbsm evaluation {folder}'") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise GvbsmError(f"{path}: is not a results file ({error}); run 'gvbsm evaluate {folder}'") from error
+        raise GvbsmError(
+            f"{path}: is not a results file ({error}); run 'gvbsm evaluation {folder}'"
+        ) from error

@@ -21,7 +21,8 @@ TEMPLATE = "template.html.j2"
 def after_run(workspace: Workspace) -> None:
     """Write OUT/report.html and the card OUT/README.md, unless they tell of these very results already.
 
-    A failure is told in one line and harms nothing.
+    The card is of the distilled set: a run that has none yet gets none. A failure is told in one line and
+    harms nothing.
     """
     path = workspace.out / "report.html"
     try:
@@ -30,7 +31,8 @@ def after_run(workspace: Workspace) -> None:
                 if stamp([workspace]) in file.read(1000):
                     return
         write([workspace], path)
-        write_card(workspace.out, workspace.out)
+        if (workspace.out / "distilled" / "images.safetensors").exists():
+            write_card(workspace.out, workspace.out)
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         workspace.reporter.say(

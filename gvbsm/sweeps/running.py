@@ -12,7 +12,7 @@ from typing import Any
 
 from gvbsm import pipeline
 from gvbsm.recipe.loading import find, read_tables
-from gvbsm.recipe.text import parse_value, split_list
+from gvbsm.recipe.text import parse_component, parse_value, split_list
 from gvbsm.results.scores import csv_text
 from gvbsm_registry import GvbsmError, Registry
 from gvbsm_registry.artifacts import digest, write_text
@@ -105,7 +105,7 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     key, equals, values = text.partition("=")
     found = [parse_value(value.strip()) for value in split_list(values)]
     if not equals or not key.strip() or not found:
-        raise GvbsmError(f"--vary {text}: is not a KEY=VALUE,VALUE; write for example synthesis.ipc=1,10")
+        raise GvbsmError(f"--vary {text}: is not KEY=VALUE,VALUE; write for example synthesis.ipc=1,10")
     return key.strip(), found
 
 
@@ -163,7 +163,8 @@ def compare(
     overrides: Overrides,
     seeds: Sequence[int],
 ) -> Sweep:
-    """Return the sweep of `gvbsm compare`: initializers as coresets (no iterations) and as starts.
+    """Return the sweep of `gvbsm compare`: initializers, NAME[:key=value,...], as coresets
+    (no iterations) and as starts.
 
     Hard labels are trained on too, for coresets are published with them.
     """
@@ -171,12 +172,12 @@ def compare(
     for ipc in ipcs or (None,):
         size: dict[str, Any] = {} if ipc is None else {"ipc": ipc}
         sized = [("synthesis.ipc", value) for value in size.values()]
-        for name in coresets:
-            chosen = [*sized, ("synthesis.initializer", name), ("synthesis.iterations", 0)]
-            points.append(Point({**size, "images": f"{name} (coreset)"}, chosen))
-        for name in distilled:
-            chosen = [*sized, ("synthesis.initializer", name)]
-            points.append(Point({**size, "images": f"distilled from {name}"}, chosen))
+        for table in map(parse_component, coresets):
+            chosen = [*sized, ("synthesis.initializer", table), ("synthesis.iterations", 0)]
+            points.append(Point({**size, "images": f"{show(table)} (coreset)"}, chosen))
+        for table in map(parse_component, distilled):
+            chosen = [*sized, ("synthesis.initializer", table)]
+            points.append(Point({**size, "images": f"distilled from {show(table)}"}, chosen))
     if not points:
         raise GvbsmError("nothing to compare; give --initializer NAME or --distilled NAME, more than once")
     common = [("evaluation.distilled_hard", True), *_without_random(overrides)]

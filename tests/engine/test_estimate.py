@@ -56,7 +56,7 @@ def test_time_is_of_the_right_order(make_workspace: Any, stages: Any, tmp_path: 
     found = _estimated(workspace)
     started = time.monotonic()
     try:
-        stages(workspace).run("evaluate")
+        stages(workspace).run("evaluation")
     except Exception as error:  # a toy backbone below chance: what ran until then is no measure
         pytest.skip(f"the run ended early: {error}")
     assert found["seconds"] / 20 < time.monotonic() - started < found["seconds"] * 20

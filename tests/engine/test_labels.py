@@ -174,7 +174,7 @@ def test_logits_that_are_not_finite_are_refused(
     make_workspace: Make, stages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = make_workspace()
-    stages(workspace).run("synthesize")
+    stages(workspace).run("synthesis")
     ensembler = type(workspace.recipe.relabel.ensembler)
     monkeypatch.setattr(ensembler, "combine", lambda self, logits: logits.mean(0) * float("nan"))
     with pytest.raises(GvbsmError, match=r"epoch 0 are not finite"):

@@ -276,7 +276,7 @@ RECORD = {"set", "labels", "ipc", "student", "seed", "top1", "epochs", "image_by
 
 def test_results_hold_the_distilled_set_and_its_baselines(make_workspace, stages):
     changes = [("evaluation.seeds", [0, 5]), ("evaluation.epochs", 3), ("evaluation.test_every", 2)]
-    workspace = stages(make_workspace(*changes)).run("evaluate")
+    workspace = stages(make_workspace(*changes)).run("evaluation")
     results = json.loads((workspace.out / "results.json").read_text())
     assert results["schema"] == 1
     records = results["records"]
@@ -302,7 +302,7 @@ def test_results_hold_the_distilled_set_and_its_baselines(make_workspace, stages
 def test_the_whole_set_and_hard_labels_on_demand(make_workspace, stages):
     workspace = stages(
         make_workspace(("evaluation.full_baseline", True), ("evaluation.distilled_hard", True))
-    ).run("evaluate")
+    ).run("evaluation")
     records = {(r["set"], r["labels"]): r for r in pipeline.results(workspace.out)}
     assert set(records) == {
         ("distilled", "soft"),
@@ -320,7 +320,7 @@ def test_the_whole_set_and_hard_labels_on_demand(make_workspace, stages):
 
 
 def test_random_images_are_distinct_training_images_of_their_class(make_workspace, stages):
-    workspace = stages(make_workspace(("synthesis.ipc", 8), ("synthesis.iterations", 0))).run("synthesize")
+    workspace = stages(make_workspace(("synthesis.ipc", 8), ("synthesis.iterations", 0))).run("synthesis")
     stored, _ = opened(workspace.out / "baselines" / "random" / "images.safetensors")
     train = workspace.train
     for label in range(3):
@@ -330,10 +330,10 @@ def test_random_images_are_distinct_training_images_of_their_class(make_workspac
 
 
 def test_a_finished_run_is_not_done_again(make_workspace, stages):
-    workspace = stages(make_workspace()).run("evaluate")
+    workspace = stages(make_workspace()).run("evaluation")
     files = {path: path.stat().st_mtime_ns for path in workspace.out.rglob("*.safetensors")}
     before = (workspace.out / "results.json").read_text()
-    stages(make_workspace()).run("evaluate")
+    stages(make_workspace()).run("evaluation")
     assert {path: path.stat().st_mtime_ns for path in workspace.out.rglob("*.safetensors")} == files
     assert (workspace.out / "results.json").read_text() == before
     started = [

@@ -160,7 +160,7 @@ def distilled(workspace) -> Tensor:
 
 
 def made(make_workspace, stages, *changes, out="out") -> Tensor:
-    return distilled(stages(make_workspace(*changes, out=out)).run("synthesize"))
+    return distilled(stages(make_workspace(*changes, out=out)).run("synthesis"))
 
 
 def test_a_term_that_is_left_out_changes_the_images(make_workspace, stages):
@@ -240,7 +240,7 @@ def test_log_every_counts_each_backbones_steps(make_workspace, stages):
 
 def test_without_iterations_the_initializers_images_are_the_result(make_workspace, stages):
     workspace = make_workspace(("synthesis.iterations", 0), ("synthesis.initializer", "real"))
-    found = distilled(stages(workspace).run("synthesize"))
+    found = distilled(stages(workspace).run("synthesis"))
     train = workspace.train
     for label in range(3):
         mine = train.images[train.labels == label]
@@ -289,6 +289,6 @@ def test_images_are_sorted_by_class_and_rank_whatever_the_loop(make_workspace, s
         ("synthesis.iterations", 0),
         ("synthesis.initializer", "real"),
     ]
-    original = stages(make_workspace(*changes, out="a")).run("synthesize")
-    reorder = stages(make_workspace(*changes[1:], out="b")).run("synthesize")
+    original = stages(make_workspace(*changes, out="a")).run("synthesis")
+    reorder = stages(make_workspace(*changes[1:], out="b")).run("synthesis")
     assert torch.equal(distilled(original), distilled(reorder))

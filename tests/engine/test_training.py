@@ -63,7 +63,7 @@ def evaluated(workspace, which: str, labels: str):
 def test_a_student_on_soft_labels_equals_a_plain_loop(make_workspace, stages, optimizer, objective):
     changes = [("evaluation.optimizer", optimizer), ("evaluation.objective", objective)]
     changes += [("evaluation.learning_rate", 0.01), ("evaluation.epochs", 5), ("evaluation.test_every", 2)]
-    workspace = stages(make_workspace(*changes)).run("evaluate")
+    workspace = stages(make_workspace(*changes)).run("evaluation")
     data = DistilledDataset(workspace.out / "distilled")
 
     torch.manual_seed(seed_of("student", 0))
@@ -105,7 +105,7 @@ def test_a_student_on_soft_labels_equals_a_plain_loop(make_workspace, stages, op
 def test_a_student_on_hard_labels_equals_a_plain_loop(make_workspace, stages):
     workspace = stages(
         make_workspace(("relabel.augmentation", "none"), ("evaluation.learning_rate", 0.01))
-    ).run("evaluate")
+    ).run("evaluation")
     with safe_open(workspace.out / "baselines" / "random" / "images.safetensors", "pt") as file:
         images, labels = file.get_tensor("images"), file.get_tensor("labels")
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
