@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+import tomllib
 import typing
 from collections.abc import Iterator
 from typing import Any
 
-import tomli_w
 from rich.table import Table
 
 from gvbsm.authoring.scaffold import RUN
@@ -20,7 +20,7 @@ from gvbsm_registry.discovery import unknown_name
 
 
 def status(plugin: Plugin) -> str:
-    """Return in short how a plugin is: what is wrong with it stands below the table."""
+    """Return a plugin's status in a word or two; what is wrong with it stands below the table."""
     if not plugin.loaded:
         return "left out (GVBSM_PLUGINS or --no-plugins)"
     return "see below" if plugin.problems else "ok"
@@ -110,27 +110,21 @@ def snippet(component: type[Component]) -> str:
     place, is_list = places[0]
     brackets = f"[[{place}]]" if is_list else f"[{place}]"
     lines = [brackets, f'use = "{title}"']
-    for option in reference.options(component):
-        field = component.model_fields[option.name]
-        if option.name == "variant":
-            continue
-        if field.is_required():
-            lines.append(f"{option.name} = …")
-        elif field.default is not None:
-            lines.append(_toml(option.name, field.default))
+    shown = [option for option in reference.options(component) if option.name != "variant"]
+    lines += [_line(option) for option in shown if option.default != "none"]
     if others := [f"[{other}]" for other, _ in places[1:]]:
         lines.append(f"# likewise in {', '.join(others)}")
     return "\n".join(lines)
 
 
-def _toml(name: str, value: Any) -> str:
-    if isinstance(value, dict):
-        inner = ", ".join(tomli_w.dumps(value).strip().splitlines())
-        return f"{name} = {{{inner}}}"
-    plain = list(value) if isinstance(value, tuple) else value
-    if isinstance(plain, list):
-        return f"{name} = [{', '.join(tomli_w.dumps({'x': each}).strip()[4:] for each in plain)}]"
-    return tomli_w.dumps({name: plain}).strip()
+def _line(option: reference.Option) -> str:
+    """Return a line that sets an option to its default, as a comment where TOML can't say what that is."""
+    line = f"{option.name} = {option.default or '…'}"
+    try:
+        tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return f"# {line}" if option.default else line
+    return line
 
 
 def _places(kind: str, section: type[Section] = Recipe, above: str = "") -> Iterator[tuple[str, bool]]:

@@ -94,9 +94,12 @@ def score_table(runs: dict[str, Sequence[Record]]) -> Table:
 
 
 def recipe_table(registry: Registry) -> Table:
-    """Return the shipped recipes and what each is or reproduces."""
+    """Return the shipped recipes and what each is or reproduces, or why it can't be used."""
     rows = []
-    for name, path in sorted(registry.recipes().items()):
-        tables = read_tables(path)
-        rows.append([name, str(tables.get("description") or tables.get("reproduces") or "")])
+    for name in sorted(registry.recipes()):
+        try:
+            tables = read_tables(registry.recipe(name))
+            rows.append([name, str(tables.get("description") or tables.get("reproduces") or "")])
+        except GvbsmError as error:
+            rows.append([name, f"can't be used: {error}"])
     return Table("", ["recipe", "what it is"], rows)

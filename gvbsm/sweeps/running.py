@@ -163,7 +163,8 @@ def compare(
     overrides: Overrides,
     seeds: Sequence[int],
 ) -> Sweep:
-    """Return the sweep of `gvbsm compare`: initializers as coresets (no iterations) and as starts.
+    """Return the sweep of `gvbsm compare`: initializers, NAME[:key=value,...], as coresets
+    (no iterations) and as starts.
 
     Hard labels are trained on too, for coresets are published with them.
     """

@@ -13,6 +13,7 @@ import pytest
 
 import gvbsm
 from gvbsm.cli.main import main
+from gvbsm.stages import STAGES
 
 FLAGS = Path(__file__).with_name("flags.txt")
 
@@ -33,7 +34,7 @@ def test_help_is_instant() -> None:
     assert seconds(cli_helpers.command("--help")) < max(0.3, 8 * bare)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["evaluate", "-h"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["evaluation", "-h"]])
 def test_help_imports_neither_torch_nor_a_plugin(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom gvbsm.cli.main import main\n"
@@ -78,7 +79,7 @@ def test_the_flags_of_the_design_exist() -> None:
     flags = "recipe --ipc --matcher --backbone --regularizer --set --data --out --store --device --seed"
     for flag in flags.split(" "):
         assert any(line.startswith(f"run {flag} ") for line in recorded), flag
-    for stage in ("pretrain", "measure", "synthesize", "relabel", "evaluate"):
+    for stage in STAGES:
         assert f"{stage} out path" in recorded
 
 

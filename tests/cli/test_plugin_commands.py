@@ -18,7 +18,8 @@ from PIL import Image
 
 from gvbsm.authoring import pages as plugin_pages
 from gvbsm.authoring import scaffold
-from gvbsm.cli.main import COMPONENTS, main
+from gvbsm.cli.main import main
+from gvbsm.cli.options import COMPONENTS
 from gvbsm.recipe.loading import make
 from gvbsm_registry import KINDS, Component, GvbsmError, Matcher, Registry, Schedule, discover
 from gvbsm_registry.testing import check
@@ -116,7 +117,7 @@ def test_a_page_shows_types_defaults_limits_and_help() -> None:
     shown = invoke("plugins", "show", "conv_patch").output
     row = next(line for line in shown.splitlines() if " patch_size " in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        "image_size",
+        "patch_size",
         "int, ≥ 1",
         "4",
         "N_p: patch side in pixels of the site's map",
@@ -286,7 +287,7 @@ def test_shells_complete_installed_names(shell: str) -> None:
     [
         ("gvbsm run dig", ["digits"]),
         ("gvbsm run --executor loc", ["local"]),
-        ("gvbsm run --matcher conv_patch:s", ["conv_patch:patch_size="]),
+        ("gvbsm run --matcher conv_patch:p", ["conv_patch:patch_size="]),
         ("gvbsm run --matcher conv_patch:patch_size=4,mom", ["conv_patch:patch_size=4,momentum="]),
         ("gvbsm run --backbone timm", ["timm/"]),
         ("gvbsm plugins show conv_p", ["conv_patch"]),

@@ -49,7 +49,7 @@ def test_export_then_import_relabels_and_evaluates_the_same_images(
     assert theirs.epochs == ours.epochs
     # it stays a run folder when the pictures are gone
     shutil.rmtree(tmp_path / "set")
-    cli_helpers.done("evaluate", made, "--store", store, "--device", "cpu")
+    cli_helpers.done("evaluation", made, "--store", store, "--device", "cpu")
 
 
 def test_a_format_with_options(finished: Any, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_wrong_uses_say_what_to_do(finished: Any, tmp_path: Path) -> None:
         (["export", finished.out, finished.store, "--to", "imagefolder"], "exists"),
         (["export", tmp_path, tmp_path / "x", "--to", "imagefolder"], "holds no distilled set"),
         (["import", tmp_path / "none", "--out", tmp_path / "o"], "no such folder"),
-        (["report", tmp_path], "no run folder"),
+        (["report", tmp_path], "is not a run folder"),
         (["scores", tmp_path], "no results yet"),
         (["sweep", "digits"], "--vary"),
         (["sweep", "momentum", "--vary", "synthesis.ipc=1"], "--vary"),

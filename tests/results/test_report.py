@@ -163,7 +163,7 @@ def test_a_failure_is_one_line(finished: Workspace, monkeypatch: Any, capsys: An
 
 
 def test_what_is_missing_is_said(make_workspace: Any, stages: Any, tmp_path: Path) -> None:
-    workspace = stages(make_workspace(("synthesis.iterations", 0), ("synthesis.ipc", 1))).run("synthesize")
+    workspace = stages(make_workspace(("synthesis.iterations", 0), ("synthesis.ipc", 1))).run("synthesis")
     (workspace.out / "recipe.toml").write_text(workspace.recipe.toml())
     workspace.store = tmp_path / "no store"
     started = time.process_time()

@@ -153,7 +153,7 @@ def test_a_run_stores_them(make_workspace: Any, stages: Any) -> None:
         ("evaluation.without_augmentation", True),
         ("evaluation.full_baseline", True),
     ]
-    workspace = stages(make_workspace(*options)).run("evaluate")
+    workspace = stages(make_workspace(*options)).run("evaluation")
     text = (workspace.out / "results.json").read_text()
     records = json.loads(text)["records"]
     assert len(records) == 7
@@ -168,7 +168,7 @@ def test_a_run_stores_them(make_workspace: Any, stages: Any) -> None:
 
 
 def test_without_the_random_baseline(make_workspace: Any, stages: Any) -> None:
-    workspace = stages(make_workspace(("evaluation.random_baseline", False))).run("evaluate")
+    workspace = stages(make_workspace(("evaluation.random_baseline", False))).run("evaluation")
     records = json.loads((workspace.out / "results.json").read_text())["records"]
     assert [(r["set"], r["labels"]) for r in records] == [("distilled", "soft")]
     assert not (workspace.out / "baselines").exists()
