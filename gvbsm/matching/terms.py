@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gvbsm.matching.activations import GroupedActivation
-from gvbsm_registry import GvbsmError, Matcher
+from gvbsm_registry import Component, GvbsmError, Matcher
 from gvbsm_registry.artifacts import digest
 
 
@@ -180,9 +180,9 @@ def _targets(
     return found
 
 
-def term_names(matchers: Sequence[Matcher]) -> list[str]:
+def term_names(components: Sequence[Component]) -> list[str]:
     """Name each matcher's term by its title, numbered where one is used more than once."""
-    titles = [matcher.full_name for matcher in matchers]
+    titles = [component.full_name for component in components]
     return [
         title if titles.count(title) == 1 else f"{title}-{titles[: position + 1].count(title)}"
         for position, title in enumerate(titles)

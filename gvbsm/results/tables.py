@@ -12,7 +12,7 @@ from gvbsm.recipe.loading import read_tables
 from gvbsm.results.records import Record, grouped, labels_of, mean_text
 from gvbsm.results.scores import scores
 from gvbsm.terminal import WIDTH, size, text_of
-from gvbsm_registry import Registry
+from gvbsm_registry import GvbsmError, Registry
 
 
 @dataclass(frozen=True)

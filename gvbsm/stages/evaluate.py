@@ -179,7 +179,7 @@ def _record(
     return {
         "set": options["set"],
         "labels": options["labels"],
-        "augmented": options["labels"] == "soft" or options["augmentation"] is not None,
+        "augmented": options.get("augmentation", "as always") is not None,
         "ipc": ipc,
         "student": student.full_name,
         "student_options": options["student"],

@@ -274,8 +274,8 @@ class Plan:
             "student": student.to_recipe(),
             "student_seed": seed,
         }
-        if labels == "hard":
-            view = recipe.relabel.augmentation if augmented and which != "full" else None
+        if labels == "hard" and which != "full":
+            view = recipe.relabel.augmentation if augmented else None
             options["augmentation"] = view.to_recipe() if view else None
             used.append(view)
         options["components"] = identities(self.registry, *used)
