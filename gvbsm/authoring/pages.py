@@ -110,20 +110,23 @@ def snippet(component: type[Component]) -> str:
     place, is_list = places[0]
     brackets = f"[[{place}]]" if is_list else f"[{place}]"
     lines = [brackets, f'use = "{title}"']
-    shown = [option for option in reference.options(component) if option.name != "variant"]
-    lines += [_line(option) for option in shown if option.default != "none"]
+    for option in reference.options(component):
+        if component.model_fields[option.name].is_required() and option.name != "variant":
+            lines.append(f"{option.name} = …")
+        elif option.default not in ("", "none"):
+            lines.append(_default_line(option))
     if others := [f"[{other}]" for other, _ in places[1:]]:
         lines.append(f"# likewise in {', '.join(others)}")
     return "\n".join(lines)
 
 
-def _line(option: reference.Option) -> str:
-    """Return a line that sets an option to its default, as a comment where TOML can't say what that is."""
-    line = f"{option.name} = {option.default or '…'}"
+def _default_line(option: reference.Option) -> str:
+    """Return a line that sets an option to its default, as a comment if that is not a TOML value."""
+    line = f"{option.name} = {option.default}"
     try:
         tomllib.loads(line)
     except tomllib.TOMLDecodeError:
-        return f"# {line}" if option.default else line
+        return f"# {line}"
     return line
 
 

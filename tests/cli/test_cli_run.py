@@ -144,6 +144,22 @@ def test_each_stage_alone(finished: Run, store: Path, tmp_path: Path) -> None:
     assert cli_helpers.product(out) == cli_helpers.product(finished.out)
 
 
+def test_a_stage_ends_with_a_report_if_asked_to(finished: Run, store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "recipe.toml").write_bytes((finished.out / "recipe.toml").read_bytes())
+    done("pretrain", out, "--store", store)
+    assert not (out / "report.html").exists()
+    done("pretrain", out, "--store", store, "--report")
+    assert "There are no accuracies yet" in (out / "report.html").read_text()
+    assert not (out / "README.md").exists()
+    done("synthesis", out, "--store", store, "--report")
+    assert "# Condensed set: tiny" in (out / "README.md").read_text()
+    (out / "report.html").unlink()
+    done("evaluation", out, "--store", store)
+    assert not (out / "report.html").exists()
+
+
 def test_stages_go_on_after_the_recipe_is_edited(copied: Run) -> None:
     path = copied.out / "recipe.toml"
     text = path.read_text().replace("test_every = 3", "test_every = 2")
