@@ -149,7 +149,7 @@ def test_dd_in_half_precision_is_computed_in_float32(dtype):
     loss.backward()
     assert loss.dtype == torch.float32
     exact = DataDensification().loss(x.detach().double(), labels).item()
-    # The loss is a small difference of log-probabilities of order 1, two in each of two classes: each of these
+    # The loss is a small difference of log-probabilities of order 1, two in each of two classes. Each of them
     # is rounded to float32, so the error is absolute. A Gram matrix in half precision would be off by 1e-5.
     assert loss.item() == pytest.approx(exact, rel=0, abs=4 * torch.finfo(torch.float32).eps)
     assert x.grad.isfinite().all()

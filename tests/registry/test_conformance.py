@@ -395,6 +395,8 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         lambda self, labels, ranks, source, generator: source.normalize(source.train.images[: len(labels)]),
         "depends on the others of its batch",
     ),
+    (Bad.Start, "prepare", lambda self, source: [torch.zeros(1)], "not a dict of tensors by name"),
+    (Bad.Start, "prepare", lambda self, source: {"x": torch.rand(3)}, "something else the second time"),
     (
         Bad.Look,
         "draw",

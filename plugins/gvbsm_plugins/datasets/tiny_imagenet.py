@@ -65,7 +65,7 @@ class TinyImageNet(PictureDataset):
                 name, wnid = _parsed(line, f"{annotations}, line {number}", labels)
                 if name in seen:
                     raise GvbsmError(
-                        f"{annotations}, line {number}: {name!r} stands here twice; remove one line"
+                        f"{annotations}, line {number}: {name!r} is listed twice; remove one line"
                     )
                 seen.add(name)
                 try:

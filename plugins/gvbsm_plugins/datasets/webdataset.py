@@ -42,7 +42,7 @@ class WebDataset(PictureDataset):
     def open(self, split: Literal["train", "test"], cache: Path) -> Split:
         """Open one split. Classes are the lines of `classes.txt`, or numbers if there is no such file.
 
-        The shards are indexed once; the index is kept in `cache` until a shard changes. Raises GvbsmError,
+        The shards are indexed once; the index is cached until a shard changes. Raises GvbsmError,
         naming the shard, if one is not a plain tar file, or a sample has no class.
         """
         root = existing_folder(self.root, self.name)
@@ -194,5 +194,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
     file = tar.extractfile(member)
     text = file.read(LONGEST_LABEL).decode("ascii", "replace").strip() if file else ""
     if not text.isdecimal() or len(text) > 8:
-        raise GvbsmError(f"{path}: {printable(member.name)!r} holds {text!r}, no class number from 0 on")
+        raise GvbsmError(
+            f"{path}: {printable(member.name)!r} holds {text!r} instead of a class number, counted from 0"
+        )
     return int(text)

@@ -103,7 +103,7 @@ class Listing:
 
 
 def read_bytes(path: str) -> bytes:
-    """Return the contents of a file. Raises GvbsmError if it can't be read, which is not to be skipped."""
+    """Return the contents of a file. Raises GvbsmError if it can't be read, even with `skip_broken`."""
     try:
         with open(path, "rb") as file:
             return file.read()
