@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from gvbsm.runtime.workspace import Workspace
 from matplotlib.axes import Axes
 
 from gvbsm import pipeline, report
@@ -27,7 +28,6 @@ from gvbsm.report.gather import RunFacts, gather
 from gvbsm.report.sections import _losses, similarity, term_colours
 from gvbsm.results.finished import FinishedRun
 from gvbsm.runtime.reporting import Reporter
-from gvbsm.runtime.workspace import Workspace
 from gvbsm_registry import Executor, GvbsmError
 
 NAMES = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "cost $5_{a}^$ & more")
