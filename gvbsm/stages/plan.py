@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gvbsm.distilled.labels import LAYOUT
-from gvbsm.matching.terms import needs_measuring
+from gvbsm.matching.terms import measured_sites
 from gvbsm.recipe.fields import identities
 from gvbsm.recipe.schema import Recipe
 from gvbsm.results.records import labels_of, student_names
@@ -112,7 +112,7 @@ class Plan:
             model = backbone.model_copy(update={"weights": None}).build(
                 len(self.data.classes), train.image_size, train.channels
             )
-        return [matcher for matcher in self.recipe.synthesis.matchers if needs_measuring(matcher, model)]
+        return [matcher for matcher in self.recipe.synthesis.matchers if measured_sites(matcher, model)]
 
     @property
     def shards(self) -> list[Unit]:
