@@ -155,9 +155,9 @@ def list_classes(folder: Path, classes: dict[str, str], skip_broken: bool) -> Li
         for path in image_files(folder / below)
     )
     listing = make_listing(folder, files, skip_broken)
-    for below in empty_classes(listing.labels, list(classes.values())):
+    if empty := empty_classes(listing.labels, list(classes.values())):
         raise GvbsmError(
-            f"{printable(os.fspath(folder / below))}: class folder without pictures; "
+            f"{printable(os.fspath(folder / empty[0]))}: class folder without pictures; "
             "put some there, or remove the class from train and test"
         )
     return listing

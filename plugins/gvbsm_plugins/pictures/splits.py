@@ -208,8 +208,8 @@ def _check_remaining(pictures: Pictures, intact: Tensor, classes: tuple[str, ...
         return
     first = pictures.where(int(broken[0]))
     log.warning("%s: left out %d of %d pictures as broken, first %s", origin, len(broken), len(intact), first)
-    for name in empty_classes(pictures.labels[intact], classes):
+    if empty := empty_classes(pictures.labels[intact], classes):
         raise GvbsmError(
-            f"{origin}: every picture of class {name!r} is broken, first {first}; "
+            f"{origin}: every picture of class {empty[0]!r} is broken, first {first}; "
             "replace them or remove the class from train and test"
         )
