@@ -42,32 +42,32 @@ class Provided(WeightedBackbone):
 
         Raises GvbsmError for an unknown name, options it does not take, or images it can't process.
         """
-        self._check_name()
-        try:
-            model = self.make(classes, image_size, channels, published=False)
-        except Exception as error:  # whatever a constructor raises is about what it was asked for
-            raise self._build_error(classes, image_size, channels, error) from error
-        return self._check_logits(model, classes, image_size, channels)
+        return self._make_checked(classes, image_size, channels, published=False)
 
     def pretrained(self, classes: int, image_size: int, channels: int) -> Module:
         """Return the model with its published weights, fetched if they are not in the library's cache.
 
         Raises GvbsmError as `fresh` does, and if the weights can't be fetched or there are none.
         """
+        return self._make_checked(classes, image_size, channels, published=True)
+
+    def _make_checked(self, classes: int, image_size: int, channels: int, published: bool) -> Module:
         self._check_name()
         try:
-            model = self.make(classes, image_size, channels, published=True)
+            model = self.make(classes, image_size, channels, published)
         except GvbsmError:
             raise
         except Exception as error:
-            # Network errors come first: some of them are ValueErrors too.
-            if isinstance(error, (TypeError, ValueError, AssertionError)) and not isinstance(error, OSError):
-                raise self._build_error(classes, image_size, channels, error) from error
-            raise GvbsmError(
-                f"{self.full_name}: its published weights could not be fetched ({_one_line(error)}); "
-                "check the network, or give a local file as `weights`"
-            ) from error
-        return self._check_logits(model, classes, image_size, channels)
+            # What a constructor raises is about its arguments; of fetching, some errors are ValueErrors too.
+            by_arguments = isinstance(error, (TypeError, ValueError, AssertionError))
+            if published and (isinstance(error, OSError) or not by_arguments):
+                raise GvbsmError(
+                    f"{self.full_name}: its published weights could not be fetched ({_one_line(error)}); "
+                    "check the network, or give a local file as `weights`"
+                ) from error
+            raise self._build_error(classes, image_size, channels, error) from error
+        self._check_logits(model, classes, image_size, channels)
+        return model
 
     def _check_name(self) -> None:
         names = self.available()
@@ -87,8 +87,8 @@ class Provided(WeightedBackbone):
             "change `options`, the image size or the backbone"
         )
 
-    def _check_logits(self, model: Module, classes: int, image_size: int, channels: int) -> Module:
-        """Return `model` if it maps images to logits, which many can't do with images that are too small."""
+    def _check_logits(self, model: Module, classes: int, image_size: int, channels: int) -> None:
+        """Raise GvbsmError unless `model` maps images to logits: many can't if the images are too small."""
         import torch
 
         training, parameter = model.training, next(model.parameters())
@@ -101,7 +101,7 @@ class Provided(WeightedBackbone):
         if shape != (2, classes):
             wrong = ValueError(f"two images give {shape} instead of {(2, classes)}")
             raise self._build_error(classes, image_size, channels, wrong)
-        return model.train(training)
+        model.train(training)
 
 
 class Torchvision(Provided):

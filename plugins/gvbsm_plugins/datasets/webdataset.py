@@ -132,6 +132,7 @@ def _stamps(paths: list[Path]) -> list[list[object]]:
 
 def _index(paths: list[Path], cache: Path) -> dict[str, Tensor]:
     """Return where each picture lies: shard int32, start int64, size int32 and labels int32, [N] each."""
+    import numpy as np
     import torch
 
     key = artifacts.digest(["webdataset", os.path.abspath(paths[0].parent), _stamps(paths)])
@@ -145,10 +146,7 @@ def _index(paths: list[Path], cache: Path) -> dict[str, Tensor]:
                 columns[name].append(value)
     if not columns["labels"]:
         raise GvbsmError(f"{paths[0]}: holds no picture with a class (.cls), nor do the shards beside it")
-    tensors = {
-        name: torch.frombuffer(column, dtype=torch.int64 if name == "start" else torch.int32).clone()
-        for name, column in columns.items()
-    }
+    tensors = {name: torch.from_numpy(np.array(column)) for name, column in columns.items()}
     save_cached(path, Artifact("shards", key, tensors, {}))
     return tensors
 
