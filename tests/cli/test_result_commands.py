@@ -24,6 +24,17 @@ def test_report_and_scores(copied: Any) -> None:
     assert (copied.out / "results.csv").read_text().startswith("set,labels,augmented,ipc,student,seed,top1")
 
 
+def test_malformed_results_are_one_line(copied: Any) -> None:
+    path = copied.out / "results.json"
+    for text in ("{", '{"schema": 2, "records": [{"set": "distilled"}]}'):
+        path.write_text(text)
+        for command in (["report", copied.out, *options(copied)], ["scores", copied.out]):
+            result = cli_helpers.invoke(*command)
+            assert result.exit_code == 2, result.output
+            (line,) = result.stderr.splitlines()
+            assert str(path) in line
+
+
 def test_several_reports_side_by_side(finished: Any, tmp_path: Path) -> None:
     path = tmp_path / "both.html"
     cli_helpers.done("report", finished.out, finished.out, "--to", path, *options(finished))
@@ -60,7 +71,7 @@ def test_wrong_uses_say_what_to_do(finished: Any, tmp_path: Path) -> None:
         (["export", finished.out, finished.store, "--to", "imagefolder"], "exists"),
         (["export", tmp_path, tmp_path / "x", "--to", "imagefolder"], "holds no distilled set"),
         (["import", tmp_path / "none", "--out", tmp_path / "o"], "no such folder"),
-        (["report", tmp_path], "no run folder"),
+        (["report", tmp_path], "is not a run folder"),
         (["scores", tmp_path], "no results yet"),
         (["sweep", "digits"], "--vary"),
         (["sweep", "momentum", "--vary", "synthesis.ipc=1"], "--vary"),
