@@ -93,9 +93,9 @@ def _accuracy(run: RunFacts) -> list[Figure]:
     for group in grouped(run.records):
         mean, deviation = mean_and_deviation(100 * record["top1"] for record in group)
         rows.append((_training(group[0], several), group[0]["set"], mean, deviation))
-    told = "; ".join(f"{name} {value:.1f} %" for name, _, value, _ in rows)
+    percents = "; ".join(f"{name} {value:.1f} %" for name, _, value, _ in rows)
     caption = "Students trained from scratch on each set; mean over seeds, lines: standard deviation."
-    return [figures.bars(rows, f"Bar chart of Top-1 accuracy by training set: {told}.", caption)]
+    return [figures.bars(rows, f"Bar chart of Top-1 accuracy by training set: {percents}.", caption)]
 
 
 def _training(record: Mapping[str, Any], several: bool) -> str:

@@ -101,10 +101,10 @@ def grouped(records: Iterable[Record]) -> list[list[Record]]:
     for record in records:
         # as JSON, for options and points may hold lists and tables
         groups.setdefault(json.dumps([record.get(name) for name in names]), []).append(record)
-    found = list(groups.values())
-    if any("point" in rows[0] for rows in found):
-        return found
-    return sorted(found, key=lambda rows: -statistics.fmean(row["top1"] for row in rows))
+    collected = list(groups.values())
+    if any("point" in rows[0] for rows in collected):
+        return collected
+    return sorted(collected, key=lambda rows: -statistics.fmean(row["top1"] for row in rows))
 
 
 def labels_of(record: Mapping[str, Any]) -> str:

@@ -32,6 +32,17 @@ def test_report_and_scores(copied: Any) -> None:
     assert (copied.out / "results.csv").read_text().startswith("set,labels,augmented,ipc,student,seed,top1")
 
 
+def test_malformed_results_are_one_line(copied: Any) -> None:
+    path = copied.out / "results.json"
+    for text in ("{", '{"schema": 2, "records": [{"set": "distilled"}]}'):
+        path.write_text(text)
+        for command in (["report", copied.out, *options(copied)], ["scores", copied.out]):
+            result = cli_helpers.invoke(*command)
+            assert result.exit_code == 2, result.output
+            (line,) = result.stderr.splitlines()
+            assert str(path) in line
+
+
 def test_several_reports_side_by_side(finished: Any, tmp_path: Path) -> None:
     path = tmp_path / "both.html"
     cli_helpers.done("report", finished.out, finished.out, "--to", path, *options(finished))
