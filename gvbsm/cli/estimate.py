@@ -81,7 +81,7 @@ def _estimate(
     loaded = loading.load(recipe, registry, overrides)
     given = [value for value in (images, classes, image_size) if value is not None]
     if images is not None and classes is not None and image_size is not None:
-        from gvbsm.estimate.trial import FakeData
+        from gvbsm.estimate.fake_data import FakeData
 
         tests = tests or max(1, min(images // 5, 50_000))
         data = FakeData.like(

@@ -1,4 +1,5 @@
 """temporary"""
+
 import json
 
 from gvbsm_registry.artifacts import write_text
