@@ -36,6 +36,8 @@ def fit(
     several train together (see `gvbsm.runtime.distributed`). The learning rate follows `schedule` by epoch.
     after(epoch, mean loss) is called at the end of every epoch, with the module in evaluation mode.
     """
+    if epochs == 0:  # schedules divide by the number of steps
+        return
     trained = distributed.wrap_ddp(module)
     rates = LambdaLR(optimizer, lambda epoch: schedule.factor(min(epoch, epochs - 1), epochs))
     for epoch in range(epochs):

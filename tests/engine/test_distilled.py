@@ -23,7 +23,9 @@ def folder(registry, toy_tables, shared_store, tmp_path_factory) -> Path:
     made = loading.make(
         {**toy_tables, "relabel": {"epochs": 5, "epochs_per_file": 2, "batch": 4}}, registry, "here"
     )
-    gvbsm.run(made, out=out, store=shared_store, device="cpu", until="relabel", registry=registry)
+    gvbsm.run(
+        made, out=out, store=shared_store, device="cpu", until="relabel", report=False, registry=registry
+    )
     return out / "distilled"
 
 
@@ -100,7 +102,7 @@ def test_without_labels(copied):
 
 
 def test_a_missing_block_is_named_when_it_is_needed(copied):
-    (copied / "labels-00001.safetensors").unlink()
+    (copied / "labels-00002.safetensors").unlink()
     data = DistilledDataset(copied)
     assert len(data[0]) == 2  # the images need no labels
     with pytest.raises(GvbsmError, match=r"epoch 2.*relabel"):
@@ -114,7 +116,7 @@ def test_labels_of_other_images_are_refused(copied, make_run):
         DistilledDataset(copied)
 
 
-@pytest.mark.parametrize("name", ["images.safetensors", "labels-00001.safetensors"])
+@pytest.mark.parametrize("name", ["images.safetensors", "labels-00002.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_damaged_file_is_refused_by_name(copied, name, damage):
     raw = (copied / name).read_bytes()

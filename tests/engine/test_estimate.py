@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from gvbsm.runtime.run import Workspace
+from conftest import MakeRun, ToyRun
 from safetensors import safe_open
 
 from gvbsm.cli.estimate import duration, size
 from gvbsm.cli.main import main
 from gvbsm.estimate.cost import estimate, label_bytes
-from gvbsm.estimate.trial import FakeData
+from gvbsm.estimate.fake_data import FakeData
 
 TINY = {
     "backbones": [{"use": "convnet", "width": 4, "depth": 1}],
     "evaluation.students": [{"use": "convnet", "width": 4, "depth": 1}],
     "synthesis.batch": 4,
 }
-STAGES = ["pretrain", "measure", "synthesize", "relabel", "evaluate"]
+STAGES = ["pretrain", "measure", "synthesis", "relabel", "evaluation"]
 
 
 def _tensor_bytes(path: Path) -> int:
@@ -31,11 +31,11 @@ def _tensor_bytes(path: Path) -> int:
         return sum(file.get_tensor(key).nbytes for key in file.keys())  # noqa: SIM118
 
 
-def _estimated(run: Workspace) -> dict[str, Any]:
+def _estimated(run: ToyRun) -> dict[str, Any]:
     return estimate(run.recipe, run.context.registry, torch.device("cpu"), steps=2)
 
 
-def test_bytes_are_those_of_a_real_run(make_run: Any, stages: Any) -> None:
+def test_bytes_are_those_of_a_real_run(make_run: MakeRun) -> None:
     run = make_run(("relabel.epochs", 5))
     found = _estimated(run)
     run.until("relabel")
@@ -50,7 +50,7 @@ def test_bytes_are_those_of_a_real_run(make_run: Any, stages: Any) -> None:
     assert all(unit.path.is_relative_to(store) for unit in backbones)
 
 
-def test_time_is_of_the_right_order(make_run: Any, stages: Any, tmp_path: Path) -> None:
+def test_time_is_of_the_right_order(make_run: MakeRun, tmp_path: Path) -> None:
     changes = [("synthesis.iterations", 60), ("pretrain.epochs", 8), ("evaluation.epochs", 12)]
     run = make_run(*changes, store=tmp_path / "fresh")
     found = _estimated(run)
@@ -62,20 +62,20 @@ def test_time_is_of_the_right_order(make_run: Any, stages: Any, tmp_path: Path) 
     assert found["seconds"] / 20 < time.monotonic() - started < found["seconds"] * 20
 
 
-def test_steps_are_those_that_the_recipe_asks_for(make_run: Any) -> None:
+def test_steps_are_those_that_the_recipe_asks_for(make_run: MakeRun) -> None:
     run = make_run()
     costs = {cost["stage"]: cost for cost in _estimated(run)["stages"]}
     recipe, train = run.recipe, run.data.train
     assert list(costs) == STAGES
     assert costs["pretrain"]["steps"] == 2 * recipe.pretrain.epochs * len(train) // recipe.pretrain.batch
     assert costs["measure"]["steps"] == 2 * -(-len(train) // recipe.measure.batch)
-    assert costs["synthesize"]["steps"] == 2 * recipe.synthesis.iterations  # 6 images in batches of 4
+    assert costs["synthesis"]["steps"] == 2 * recipe.synthesis.iterations  # 6 images in batches of 4
     assert costs["relabel"]["steps"] == 2 * recipe.relabel.epochs * 2
     for cost in costs.values():
         assert cost["seconds"] == pytest.approx(cost["seconds_per_step"] * cost["steps"])
 
 
-def test_nothing_is_left_behind(make_run: Any) -> None:
+def test_nothing_is_left_behind(make_run: MakeRun) -> None:
     run = make_run(out="untouched")
     _estimated(run)
     assert not run.out.exists()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gvbsm.runtime.run import Workspace
+from conftest import MakeRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from gvbsm.distilled import labels
 from gvbsm.distilled.dataset import DistilledDataset, LabelBlocks
 from gvbsm.distilled.views import EpochViews, draw
-from gvbsm.stages import relabel
+from gvbsm.stages import pretrain, relabel
 from gvbsm_registry import Codec, GvbsmError, Registry, View
 from gvbsm_registry.artifacts import Artifact, read, write
 
@@ -92,10 +91,7 @@ def test_bits_unpack_to_what_was_packed(shape: tuple[int, int], seed: int) -> No
         assert torch.equal(labels.from_bits(bits, shape[1]), row)
 
 
-Make = Callable[..., Workspace]
-
-
-def relabelled(make: Make, stages: Any, out: str, *changes: tuple[str, Any]) -> Path:
+def relabelled(make: MakeRun, out: str, *changes: tuple[str, Any]) -> Path:
     run = make(*changes, out=out)
     run.until("relabel")
     return run.out / "distilled"
@@ -104,9 +100,7 @@ def relabelled(make: Make, stages: Any, out: str, *changes: tuple[str, Any]) -> 
 CODECS = ["fp16", "int8", {"use": "topk", "k": 2}]
 
 
-def test_every_codec_stores_the_same_views_and_its_own_logits(
-    make_run: Make, stages: Any, registry: Registry
-) -> None:
+def test_every_codec_stores_the_same_views_and_its_own_logits(make_run: MakeRun, registry: Registry) -> None:
     sets = [
         relabelled(make_run, f"out{number}", ("relabel.codec", codec)) for number, codec in enumerate(CODECS)
     ]
@@ -121,11 +115,10 @@ def test_every_codec_stores_the_same_views_and_its_own_logits(
             assert torch.allclose(found.epoch(epoch).logits, expected, atol=0.05 if name == "int8" else 5e-3)
 
 
-def test_labels_are_the_ensembles_on_the_replayed_views(make_run: Make, stages: Any) -> None:
+def test_labels_are_the_ensembles_on_the_replayed_views(make_run: MakeRun) -> None:
     run = make_run(("relabel.epochs_per_file", 3))
-    runner = run
-    runner.until("relabel")
-    modules = [relabel.pretrain.load_backbone(run.context, unit) for unit in runner.backbones()]
+    run.until("relabel")
+    modules = [pretrain.load_backbone(run.context, unit) for unit in run.backbones()]
     found = DistilledDataset(run.out / "distilled")
     for epoch in (0, 2, 3):
         for views, logits, _ in found.batches(epoch, 4):
@@ -134,7 +127,7 @@ def test_labels_are_the_ensembles_on_the_replayed_views(make_run: Make, stages: 
             assert torch.allclose(logits, expected, atol=0.02, rtol=2e-3)
 
 
-def test_pruned_labels_are_the_first_epochs_and_come_round(make_run: Make, stages: Any) -> None:
+def test_pruned_labels_are_the_first_epochs_and_come_round(make_run: MakeRun) -> None:
     full = DistilledDataset(relabelled(make_run, "full"))
     few = DistilledDataset(relabelled(make_run, "few", ("relabel.keep_fraction", 0.5)))
     assert (full.epochs, few.epochs) == (4, 2)
@@ -144,7 +137,7 @@ def test_pruned_labels_are_the_first_epochs_and_come_round(make_run: Make, stage
     assert 2 * few._blocks.bytes == pytest.approx(full._blocks.bytes, rel=0.1)
 
 
-def test_at_least_one_epoch_is_kept(make_run: Make) -> None:
+def test_at_least_one_epoch_is_kept(make_run: MakeRun) -> None:
     section = make_run(("relabel.keep_fraction", 0.001)).recipe.relabel
     assert relabel.kept_epochs(section) == 1
 
@@ -156,7 +149,7 @@ def altered(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_labels_of_an_unknown_codec_or_layout_are_refused(make_run: Make, stages: Any) -> None:
+def test_labels_of_an_unknown_codec_or_layout_are_refused(make_run: MakeRun) -> None:
     folder = relabelled(make_run, "out")
     key = read(folder / "images.safetensors").key
     path = altered(folder, codec={"use": "zip"})
@@ -169,9 +162,7 @@ def test_labels_of_an_unknown_codec_or_layout_are_refused(make_run: Make, stages
     assert json.loads(json.dumps(read(path).meta))["layout"] == 99
 
 
-def test_logits_that_are_not_finite_are_refused(
-    make_run: Make, stages: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_that_are_not_finite_are_refused(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run()
     run.until("synthesis")
     ensembler = type(run.recipe.relabel.ensembler)

@@ -75,7 +75,7 @@ def test_workers_need_nothing_but_the_store(make_run: Make, tmp_path: Path) -> N
     run.executor = executor  # type: ignore[assignment]
     run.until("evaluation")
     assert executor.count > 8
-    for name in ("distilled/images.safetensors", "distilled/labels-00001.safetensors", "results.json"):
+    for name in ("distilled/images.safetensors", "distilled/labels-00002.safetensors", "results.json"):
         assert (plain.out / name).read_bytes() == (run.out / name).read_bytes()
 
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as reference
 
 from benchmarks import textbook
-from gvbsm import pipeline
 from gvbsm.matching.terms import target_name
-from gvbsm.runtime.units import execute
+from gvbsm.runtime.seeds import generator_of
 from gvbsm.stages import measure, pretrain
 from gvbsm_registry import GvbsmError
 
@@ -62,16 +61,16 @@ def test_a_floor_above_what_a_backbone_reaches_stops_the_run_and_trains_nothing_
     run = make_run(("data.noise", 110.0), ("pretrain.min_accuracy", 1.0))
     assert all(unit.done() for unit in run.plan.backbones)
     with pytest.raises(GvbsmError, match=r"below the 100\.0%"):
-        pretrain.check(run, run.plan.backbones)
+        pretrain.check_accuracies(run.plan.backbones, run.data, 1.0)
     enough = make_run(("data.noise", 110.0), ("pretrain.min_accuracy", min(accuracies)))
-    pretrain.check(enough, pretrain.units(enough))
+    pretrain.check_accuracies(enough.plan.backbones, enough.data, min(accuracies))
 
 
 def test_a_test_split_too_small_to_tell_can_be_passed(make_run):
     run = make_run(("data.tests", 1), ("data.noise", 1.0))
     units = run.backbones()
     assert units[0].read().meta["top1"] == 1.0
-    pretrain.check(run, units)
+    pretrain.check_accuracies(units, run.data, 0.0)
 
 
 def test_weights_of_a_file_are_taken_as_they_are(make_run, tmp_path):
@@ -92,7 +91,8 @@ def test_weights_of_a_file_are_taken_as_they_are(make_run, tmp_path):
 
     weights["classifier.bias"][0] += 100  # another file behind the same name is another unit
     save_file(weights, tmp_path / "weights.safetensors")
-    assert run.plan.backbones[0].key != taken.key
+    again = make_run(("backbones", [table]), ("pretrain.epochs", 0))
+    assert again.plan.backbones[0].key != taken.key
 
 
 def test_two_equal_backbones_are_trained_apart(make_run):
@@ -106,26 +106,26 @@ def test_artifacts_of_other_classes_are_refused(make_run):
     units = make_run().backbones()
     renamed = make_run(("data.names", ["ant", "cat", "bee"]))
     with pytest.raises(GvbsmError, match=r"another order.*use the data set it was made for"):
-        pretrain.load(renamed, units[0])
+        pretrain.load_backbone(renamed.context, units[0])
     fewer = make_run(("data.names", ["ant", "bee", "dog", "elk"]))
     with pytest.raises(GvbsmError, match=r"3 classes.*4.*lacks \['dog', 'elk'\], has \['cat'\]"):
-        pretrain.load(fewer, units[0])
-    assert pretrain.units(renamed)[0].key != units[0].key
+        pretrain.load_backbone(fewer.context, units[0])
+    assert renamed.plan.backbones[0].key != units[0].key
 
 
 def test_normalisation_is_given_or_measured(make_run):
     run = make_run(("data.channels", 3))
     pixels = run.data.train.images.double().transpose(0, 1).flatten(1) / 255
-    mean, std = run.data.normalization
+    mean, std = run.data.normalization.mean, run.data.normalization.std
     assert mean == pytest.approx(pixels.mean(1).tolist(), abs=1e-6)
     assert std == pytest.approx(pixels.std(1, unbiased=False).tolist(), abs=1e-6)
     assert torch.equal(
         run.data.normalization.quantize(run.context.normalize(run.data.train.images)), run.data.train.images
     )
     half = make_run(("data.channels", 3), ("data.mean", [0.1, 0.2, 0.3]))
-    assert half.moments == ((0.1, 0.2, 0.3), std)
+    assert (half.data.normalization.mean, half.data.normalization.std) == ((0.1, 0.2, 0.3), std)
     with pytest.raises(GvbsmError, match=r"data\.std: needs 3 values"):
-        _ = make_run(("data.channels", 3), ("data.std", [0.5])).moments
+        make_run(("data.channels", 3), ("data.std", [0.5]))
 
 
 # Measure
@@ -134,15 +134,14 @@ def test_normalisation_is_given_or_measured(make_run):
 @pytest.mark.parametrize("batch", [8, 10])  # three equal batches; two and a ragged one
 def test_statistics_are_equation_9(make_run, batch):
     run = make_run(("measure.batch", batch))
-    run = run
     units = run.statistics()
     for width, backbone, unit in zip((6, 8), run.backbones(), units, strict=True):
         tensors, meta = opened(unit.path)
         assert meta["classes"] == ["ant", "bee", "cat"]
         assert meta["images"] == 24
         model = toy_net(width, backbone.path).double()
-        order = torch.randperm(24, generator=torch.Generator().manual_seed(unit.seed))
-        (mean,), (std,) = run.data.normalization
+        order = torch.randperm(24, generator=generator_of("measure", 0))
+        (mean,), (std,) = run.data.normalization.mean, run.data.normalization.std
         images = (run.data.train.images.double() / 255 - mean) / std
         right = textbook.measure(model, [images[index] for index in order.split(batch)])
         whole = textbook.measure(model, [images])
@@ -177,14 +176,10 @@ def test_matchers_that_know_their_targets_measure_nothing(make_run):
 
 def test_streamed_data_gives_the_same_statistics(make_run, tmp_path):
     kept = make_run().statistics()
-    streamed = make_run(("data.streamed", True), out="b").run
-    backbones = pretrain.units(streamed)
-    found = measure.units(streamed, make_run().backbones())[:1]
-    del backbones
-    moved = [type(unit)(**{**vars(unit), "place": tmp_path / "s"}) for unit in found]
-    execute(streamed, "measure", moved)
+    streamed = make_run(("data.streamed", True), out="b")
+    (moved,) = streamed.execute([kept[0].stored_in(tmp_path / "s")])
     for name, value in kept[0].read().tensors.items():
-        assert torch.equal(moved[0].read().tensors[name], value)
+        assert torch.equal(moved.read().tensors[name], value)
 
 
 # Relabel
@@ -290,7 +285,7 @@ def test_results_hold_the_distilled_set_and_its_baselines(make_run):
         assert record["epochs"] == 3
         assert 0 <= record["top1"] <= record["best_top1"] <= 1
         assert (record["top1"] * 60) == pytest.approx(round(record["top1"] * 60))
-        assert record["protocol"]["evaluation"]["epochs"] == 3
+        assert record["protocol"]["epochs"] == 3
         folder = run.out / ("distilled" if record["set"] == "distilled" else "baselines/random")
         assert record["image_bytes"] == (folder / "images.safetensors").stat().st_size
         soft = sum(path.stat().st_size for path in folder.glob("labels-*"))
@@ -301,7 +296,9 @@ def test_the_whole_set_and_hard_labels_on_demand(make_run):
     run = make_run(("evaluation.full_baseline", True), ("evaluation.distilled_hard", True)).until(
         "evaluation"
     )
-    records = {(r["set"], r["labels"]): r for r in pipeline.results(run.out)}
+    records = {
+        (r["set"], r["labels"]): r for r in json.loads((run.out / "results.json").read_text())["records"]
+    }
     assert set(records) == {
         ("distilled", "soft"),
         ("distilled", "hard"),

@@ -19,9 +19,9 @@ from toys import ToyNet
 from benchmarks.textbook import MATCHERS, TextbookStep, densification
 from gvbsm.matching.terms import target_name
 from gvbsm.recipe.schema import Synthesis
-from gvbsm.runtime.units import execute
-from gvbsm.stages import synthesize
-from gvbsm.synthesis import loop as optimisation
+from gvbsm.runtime.seeds import generator_of
+from gvbsm.stages.image_sets import image_batches
+from gvbsm.synthesis.loop import SynthesisLoop
 from gvbsm_registry import GvbsmError
 from gvbsm_registry.artifacts import read
 
@@ -39,7 +39,7 @@ def test_batches_hold_every_image_once_in_the_papers_order(registry, classes, ip
     section = Synthesis.model_validate(
         {"ipc": ipc, "batch": batch, "batching": batching}, context={"registry": registry}
     )
-    parts = synthesize.batches(classes, section)
+    parts = image_batches(classes, section)
     pairs = [pair for labels, ranks in parts for pair in zip(labels, ranks, strict=True)]
     assert sorted(pairs) == [(label, rank) for label in range(classes) for rank in range(ipc)]
     for labels, ranks in parts:
@@ -98,7 +98,6 @@ def test_three_steps_equal_the_papers_written_out(make_run, double):
     changes = [("synthesis.batch", 6), ("synthesis.iterations", 3), ("synthesis.matchers", wanted)]
     changes += [("backbones.0.match_weight", 0.5), ("backbones.1.match_weight", 20.0)]
     run = make_run(*changes)
-    run = run
     statistics = [unit.read().tensors for unit in run.statistics()]
     models = [loaded(width, unit.path) for width, unit in zip((6, 8), run.backbones(), strict=True)]
     (unit,) = run.synthesized()
@@ -119,8 +118,8 @@ def test_three_steps_equal_the_papers_written_out(make_run, double):
                 model, targets=targets, momentum=0.8, drop_rate=drop_rate, weight=0.01 * factor, dd_weight=0
             )
         )
-    generator = run.generator("synthesize", 0)
-    (mean,), (std,) = run.data.normalization
+    generator = generator_of(0, "synthesis", 0)
+    (mean,), (std,) = run.data.normalization.mean, run.data.normalization.std
     low, high = -mean / std, (1 - mean) / std
     images = torch.randn(6, 1, 8, 8, generator=generator).clamp(low, high)
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -188,10 +187,9 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(make_run):
 
 def test_a_batch_does_not_depend_on_which_others_ran_before(make_run):
     forward, backward = make_run(out="a"), make_run(out="b")
-    planned = forward.batches()
-    execute(forward, "synthesize", planned)
-    reverse = backward.batches()[::-1]
-    execute(backward, "synthesize", reverse)
+    planned = forward.synthesized()
+    backward.statistics()
+    reverse = backward.execute(backward.plan.image_batches[::-1])
     assert len(planned) == 2
     for one, other in zip(planned, reverse[::-1], strict=True):
         assert torch.equal(one.read().tensors["images"], other.read().tensors["images"])
@@ -199,16 +197,16 @@ def test_a_batch_does_not_depend_on_which_others_ran_before(make_run):
 
 def test_images_stay_valid_pixels_after_every_step(make_run, monkeypatch):
     run = make_run(("synthesis.learning_rate", 5.0), ("synthesis.regularizers", ["l2"]))
-    low, high = run.data.normalization.pixel_range()
+    low, high = run.data.normalization.pixel_range("cpu")
     seen = []
-    original = optimisation.Optimisation._step
+    original = SynthesisLoop._step
 
     def step(self, *arguments):
         values = original(self, *arguments)
         seen.append(self.images.detach().clone())
         return values
 
-    monkeypatch.setattr(optimisation.Optimisation, "_step", step)
+    monkeypatch.setattr(SynthesisLoop, "_step", step)
     run.synthesized()
     assert len(seen) == 12
     for images in seen:
@@ -273,7 +271,7 @@ def test_a_step_that_is_not_finite_keeps_the_last_good_images(make_run, where, m
     (unit,) = make_run(*good, ("synthesis.iterations", 3), out="good").synthesized()
     assert torch.equal(kept["images"], unit.read().tensors["images"])
     assert kept["labels"].tolist() == [0, 0, 1, 1, 2, 2]
-    (planned,) = run.batches()
+    (planned,) = run.plan.image_batches
     assert not planned.done()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gvbsm.distilled.dataset import DistilledDataset
-from gvbsm.runtime.units import seed_of
+from gvbsm.runtime.seeds import seed_of
 from gvbsm.stages import pretrain, training
 
 
@@ -30,8 +30,8 @@ def toy_net(width: int = 6) -> nn.Module:
 
 
 def pixels(run, name: str) -> tuple[Tensor, Tensor]:
-    split = run.data.train if name == "train" else run.test
-    (mean,), (std,) = run.data.normalization
+    split = run.data.train if name == "train" else run.data.test
+    (mean,), (std,) = run.data.normalization.mean, run.data.normalization.std
     return (split.images.float() / 255 - mean) / std, split.labels
 
 
@@ -47,7 +47,7 @@ def cosine(step: int, steps: int) -> float:
 
 def evaluated(run, which: str, labels: str):
     """The record and curve of one finished evaluation unit."""
-    for path in (run.out / "units" / "evaluate").glob("*.safetensors"):
+    for path in (run.out / "units" / "evaluation").glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             import json
 
@@ -107,7 +107,7 @@ def test_a_student_on_hard_labels_equals_a_plain_loop(make_run):
     with safe_open(run.out / "baselines" / "random" / "images.safetensors", "pt") as file:
         images, labels = file.get_tensor("images"), file.get_tensor("labels")
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
-    (mean,), (std,) = run.data.normalization
+    (mean,), (std,) = run.data.normalization.mean, run.data.normalization.std
     torch.manual_seed(seed_of("student", 0))
     student, order = toy_net(), torch.Generator().manual_seed(seed_of("order", 0))
     optimizer = torch.optim.AdamW(student.parameters(), weight_decay=0.01)
@@ -131,9 +131,10 @@ def test_pretraining_equals_a_plain_loop(make_run, streamed, tmp_path):
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     run = make_run()
-    torch.manual_seed(int(unit.key[:15], 16))
+    seed = seed_of("pretrain", 0, "toy_net", 0)
+    torch.manual_seed(seed)
     module = toy_net().train()
-    order = torch.Generator().manual_seed(int(unit.key[:15], 16))
+    order = torch.Generator().manual_seed(seed)
     images, labels = pixels(run, "train")
     optimizer = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
     for epoch in range(3):
@@ -148,12 +149,12 @@ def test_pretraining_equals_a_plain_loop(make_run, streamed, tmp_path):
     artifact = unit.read()
     assert artifact.meta["top1"] == pytest.approx(accuracy(module, run))
     assert artifact.meta["classes"] == ["ant", "bee", "cat"]
-    assert pretrain.load(make_run(*changes).run, unit).training is False
+    assert pretrain.load_backbone(make_run(*changes).context, unit).training is False
 
 
 def test_a_lone_last_image_joins_the_batch_before():
-    lots = training.split_batches(torch.arange(9), 4)
-    assert [len(lot) for lot in lots] == [4, 5]
-    assert torch.cat(list(lots)).tolist() == list(range(9))
-    assert [len(lot) for lot in training.split_batches(torch.arange(8), 4)] == [4, 4]
-    assert [len(lot) for lot in training.split_batches(torch.arange(1), 4)] == [1]
+    batches = training.split_batches(torch.arange(9), 4)
+    assert [len(batch) for batch in batches] == [4, 5]
+    assert torch.cat(batches).tolist() == list(range(9))
+    assert [len(batch) for batch in training.split_batches(torch.arange(8), 4)] == [4, 4]
+    assert [len(batch) for batch in training.split_batches(torch.arange(1), 4)] == [1]
