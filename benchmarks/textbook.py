@@ -27,22 +27,22 @@ def channel_moments(x: Tensor) -> Moments:
     return {"mean": rows.mean(dim=1), "var": rows.var(dim=1, unbiased=False)}
 
 
-def patch_moments(x: Tensor, side: int) -> Moments:
-    """Return mean and biased variance, [⌈H/side⌉, ⌈W/side⌉] each, of x [B, C, H, W].
+def patch_moments(x: Tensor, patch_size: int) -> Moments:
+    """Return mean and biased variance, [⌈H/patch_size⌉, ⌈W/patch_size⌉] each, of x [B, C, H, W].
 
     They are taken over batch, channels and a patch's pixels; patches at the lower and right border hold
     the pixels that are left.
     """
     batch, channels, height, width = x.shape
-    if height % side == 0 and width % side == 0:
-        down, across = height // side, width // side
-        cut = x.contiguous().view(batch, channels, down, side, across, side)
+    if height % patch_size == 0 and width % patch_size == 0:
+        down, across = height // patch_size, width // patch_size
+        cut = x.contiguous().view(batch, channels, down, patch_size, across, patch_size)
         rows = cut.permute(2, 4, 0, 1, 3, 5).contiguous().view(down * across, -1)
         mean, var = rows.mean(dim=1), rows.var(dim=1, unbiased=False)
         return {"mean": mean.view(down, across), "var": var.view(down, across)}
     patches = [
-        [x[:, :, top : top + side, left : left + side] for left in range(0, width, side)]
-        for top in range(0, height, side)
+        [x[:, :, top : top + patch_size, left : left + patch_size] for left in range(0, width, patch_size)]
+        for top in range(0, height, patch_size)
     ]
     mean = torch.stack([torch.stack([patch.mean() for patch in row]) for row in patches])
     var = torch.stack([torch.stack([patch.var(unbiased=False) for patch in row]) for row in patches])
@@ -93,9 +93,9 @@ class TextbookStep:
         weight: float | Mapping[str, float] = 0.01,
         start: Literal["zero", "first"] = "zero",
         dd_weight: float = 1.0,
-        patch_side: int = 4,
+        patch_size: int = 4,
     ) -> None:
-        self.model, self.start, self.dd_weight, self.patch_side = model, start, dd_weight, patch_side
+        self.model, self.start, self.dd_weight, self.patch_size = model, start, dd_weight, patch_size
         chosen = dict(zip(MATCHERS, (bn, conv_channel, conv_patch), strict=True))
         self.matchers = [matcher for matcher in MATCHERS if chosen[matcher]]
         self.momentum, self.drop_rate = _each(momentum), _each(drop_rate)
@@ -127,7 +127,7 @@ class TextbookStep:
             def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
                 if uniforms is not None and uniforms[site] < self.drop_rate[matcher]:
                     return
-                for name, value in _statistics(matcher, inputs[0], self.patch_side).items():
+                for name, value in _statistics(matcher, inputs[0], self.patch_size).items():
                     norms[matcher].append(factor * self._distance(matcher, site, name, value))
 
             return hook
@@ -159,7 +159,7 @@ class TextbookStep:
         return torch.linalg.vector_norm(value - target - (value - average).detach())
 
 
-def measure(model: nn.Module, batches: Iterable[Tensor], patch_side: int = 4) -> Targets:
+def measure(model: nn.Module, batches: Iterable[Tensor], patch_size: int = 4) -> Targets:
     """Return the statistics of every Conv2d's input over a data set (Eq. 9), as `TextbookStep` takes them.
 
     They are the means of each batch's statistics, weighted by batch size. batches: images [B, C, H, W].
@@ -170,7 +170,7 @@ def measure(model: nn.Module, batches: Iterable[Tensor], patch_side: int = 4) ->
     def hook_for(matcher: str, site: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
             total = totals[matcher].setdefault(site, {})
-            for name, value in _statistics(matcher, inputs[0], patch_side).items():
+            for name, value in _statistics(matcher, inputs[0], patch_size).items():
                 total[name] = total.get(name, torch.zeros_like(value)) + len(inputs[0]) * value
 
         return hook
@@ -201,8 +201,8 @@ def _sites(model: nn.Module, matcher: str) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
-def _statistics(matcher: str, x: Tensor, patch_side: int) -> Moments:
-    return patch_moments(x, patch_side) if matcher == "conv_patch" else channel_moments(x)
+def _statistics(matcher: str, x: Tensor, patch_size: int) -> Moments:
+    return patch_moments(x, patch_size) if matcher == "conv_patch" else channel_moments(x)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from gvbsm.recipe import loading
 from gvbsm.recipe.schema import Recipe
 from gvbsm.report import after_run
+from gvbsm.report.gather import ReportInputs, StoredBackbone
+from gvbsm.results.finished import FinishedRun
 from gvbsm.results.records import write_records
 from gvbsm.runtime import distributed
 from gvbsm.runtime.context import Context
@@ -19,10 +22,11 @@ from gvbsm.runtime.data import open_data
 from gvbsm.runtime.environment import check_folder, choose_device, open_store
 from gvbsm.runtime.execution import Storing, execute
 from gvbsm.runtime.reporting import Reporter
+from gvbsm.runtime.units import Unit
 from gvbsm.stages import STAGES
 from gvbsm.stages.image_sets import too_few_images
 from gvbsm.stages.plan import LABELS, Plan
-from gvbsm.stages.pretrain import check_accuracies
+from gvbsm.stages.pretrain import check_accuracies, load_backbone
 from gvbsm.stages.synthesize import batches_per_step
 from gvbsm.version import __version__
 from gvbsm_registry import Executor, GvbsmError, Initializer, Registry, discover
@@ -84,7 +88,7 @@ def run(
             write_text(folder / "recipe.toml", loaded.toml())
         run_stages(opened, until)
         if report:
-            after_run(opened.plan, opened.context)
+            after_run(report_inputs(opened), reporter.print)
     return folder
 
 
@@ -205,6 +209,25 @@ def _drop_stale_labels(plan: Plan) -> None:
         for path in plan.sets[name].path.parent.glob(LABELS.replace("{:05d}", "*")):
             if path not in keep:
                 path.unlink()
+
+
+def report_inputs(opened: Run) -> ReportInputs:
+    """Return what the report of a run is made from, whatever of it has been made so far."""
+    plan, context = opened.plan, opened.context
+    data = context.data
+
+    def load(unit: Unit) -> tuple[torch.nn.Module, float]:
+        return load_backbone(context, unit), float(unit.read().meta["top1"])
+
+    return ReportInputs(
+        FinishedRun(plan.out),
+        data.name,
+        data.train,
+        len(data.test),
+        context.normalize,
+        [StoredBackbone(unit.name, unit.path, partial(load, unit)) for unit in plan.backbones],
+        {stage: [unit.path for wave in plan.waves(stage) for unit in wave] for stage in STAGES},
+    )
 
 
 def import_settings(folder: Path, registry: Registry) -> list[tuple[str, object]]:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+import tomllib
 import typing
 from collections.abc import Iterator
 from typing import Any
 
-import tomli_w
 from rich.table import Table
 
 from gvbsm.authoring.scaffold import RUN
 from gvbsm.recipe.fields import Used
 from gvbsm.recipe.schema import Recipe, Section
-from gvbsm.results.tables import text_of
+from gvbsm.terminal import text_of
 from gvbsm_registry import CONTRACT_VERSION, KINDS, Component, GvbsmError, Plugin, Registry, reference
 from gvbsm_registry.discovery import unknown_name
 
 
 def status(plugin: Plugin) -> str:
-    """Return in short how a plugin is: what is wrong with it stands below the table."""
+    """Return a plugin's status in a word or two; what is wrong with it stands below the table."""
     if not plugin.loaded:
         return "left out (GVBSM_PLUGINS or --no-plugins)"
     return "see below" if plugin.problems else "ok"
@@ -111,26 +111,23 @@ def snippet(component: type[Component]) -> str:
     brackets = f"[[{place}]]" if is_list else f"[{place}]"
     lines = [brackets, f'use = "{title}"']
     for option in reference.options(component):
-        field = component.model_fields[option.name]
-        if option.name == "variant":
-            continue
-        if field.is_required():
+        if component.model_fields[option.name].is_required() and option.name != "variant":
             lines.append(f"{option.name} = …")
-        elif field.default is not None:
-            lines.append(_toml(option.name, field.default))
+        elif option.default not in ("", "none"):
+            lines.append(_default_line(option))
     if others := [f"[{other}]" for other, _ in places[1:]]:
         lines.append(f"# likewise in {', '.join(others)}")
     return "\n".join(lines)
 
 
-def _toml(name: str, value: Any) -> str:
-    if isinstance(value, dict):
-        inner = ", ".join(tomli_w.dumps(value).strip().splitlines())
-        return f"{name} = {{{inner}}}"
-    plain = list(value) if isinstance(value, tuple) else value
-    if isinstance(plain, list):
-        return f"{name} = [{', '.join(tomli_w.dumps({'x': each}).strip()[4:] for each in plain)}]"
-    return tomli_w.dumps({name: plain}).strip()
+def _default_line(option: reference.Option) -> str:
+    """Return a line that sets an option to its default, as a comment if that is not a TOML value."""
+    line = f"{option.name} = {option.default}"
+    try:
+        tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return f"# {line}"
+    return line
 
 
 def _places(kind: str, section: type[Section] = Recipe, above: str = "") -> Iterator[tuple[str, bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import keyword
 import re
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from gvbsm_registry import CONTRACT_VERSION, KINDS, Component, GvbsmError, Regis
 from gvbsm_registry.artifacts import write_text
 from gvbsm_registry.discovery import unknown_name
 
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+PACKAGE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 PREFIX = "gvbsm-"
+PLUGIN, TEST = "plugin.py.jinja", "test_plugin.py.jinja"
 RUN = {
     "dataset": "gvbsm run digits --set data={name}",
     "backbone": "gvbsm run digits --backbone {name}",
@@ -24,7 +26,7 @@ RUN = {
     "objective": "gvbsm run digits --objective {name}",
     "codec": "gvbsm run digits --set relabel.codec={name}",
     "executor": "gvbsm run digits --executor {name}",
-    "exporter": "gvbsm export OUT DESTINATION --as {name}",
+    "exporter": "gvbsm export OUT DESTINATION --to {name}",
 }
 """A command that uses a component of each kind."""
 
@@ -44,8 +46,8 @@ def create(package: str, kind: str, folder: Path, registry: Registry) -> list[Pa
     files = {
         "pyproject.toml": "pyproject.toml.jinja",
         "README.md": "README.md.jinja",
-        f"{names['module']}/__init__.py": "plugin.py.jinja",
-        f"tests/test_{names['module']}.py": "test_plugin.py.jinja",
+        f"{names['module']}/__init__.py": PLUGIN,
+        f"tests/test_{names['module']}.py": TEST,
     }
     texts = {target / path: render(template, names) for path, template in files.items()}
     for path, text in texts.items():
@@ -55,32 +57,42 @@ def create(package: str, kind: str, folder: Path, registry: Registry) -> list[Pa
 
 def _names(package: str, kind: type[Component], registry: Registry) -> dict[str, str]:
     """Return what the templates need."""
-    if not NAME.fullmatch(package) or package == PREFIX.rstrip("-"):
+    if not PACKAGE.fullmatch(package) or package == PREFIX.rstrip("-"):
         raise GvbsmError(
             f"{package!r} is not a package name; write small letters and dashes, such as gvbsm-gram"
         )
     module = package.replace("-", "_")
+    if keyword.iskeyword(module):
+        raise GvbsmError(
+            f"{package!r} is a word of Python, which no module can have as its name; write {PREFIX}{package}"
+        )
     if importlib.util.find_spec(module) is not None:
         raise GvbsmError(f"{package}: a module {module!r} is installed already; give another name")
-    plugin = package.removeprefix(PREFIX)
-    name = plugin.replace("-", "_")
+    name = component_name(package)
     if name in registry.names(kind):
         owner = registry.owner(registry.find(kind, name)).owner
         raise GvbsmError(f"{package}: there is a {kind.kind} {name!r}, from {owner}; give another name")
-    stem = "".join(part.capitalize() for part in name.split("_"))
-    cls = stem if stem not in {known.__name__ for known in KINDS} | {"Component"} else f"My{stem}"
     major = int(CONTRACT_VERSION.split(".")[0])
-    return {
+    names = {
         "package": package,
         "module": module,
-        "plugin": plugin,
+        "plugin": package.removeprefix(PREFIX),
         "name": name,
-        "cls": cls,
+        "cls": "",
         "kind": kind.kind,
         "base": kind.__name__,
         "contract": f">={CONTRACT_VERSION},<{major + 1}",
         "run": RUN[kind.kind].format(name=name),
     }
+    cls = "".join(part.capitalize() for part in name.split("_"))
+    others = re.findall(r"\w+", render(PLUGIN, names) + render(TEST, names))
+    fits = cls.isidentifier() and not keyword.iskeyword(cls) and cls not in others
+    return {**names, "cls": cls if fits else f"My{cls}"}
+
+
+def component_name(package: str) -> str:
+    """Return the name of the component in a new package."""
+    return package.removeprefix(PREFIX).replace("-", "_")
 
 
 def render(template: str, names: dict[str, str]) -> str:
@@ -88,7 +100,7 @@ def render(template: str, names: dict[str, str]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("gvbsm"),
+        loader=PackageLoader("gvbsm.authoring"),
         undefined=StrictUndefined,
         keep_trailing_newline=False,
         autoescape=False,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
+from gvbsm.cli import load_plugins
+
 if TYPE_CHECKING:
     from gvbsm_registry import Component, Registry
 
@@ -18,8 +20,8 @@ def components(kind: str = "") -> Complete:
     """Return a completer of the names of a kind's components (KIND:NAME of all kinds, if none is given)."""
 
     def complete(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-        found = _registry()
-        classes = [each for each in found.components() if kind in ("", each.kind)] if found else []
+        registry = _registry()
+        classes = [each for each in registry.components() if kind in ("", each.kind)] if registry else []
         if kind and ":" in typed:
             return _options(classes, typed)
         names = [(each.name if kind else f"{each.kind}:{each.name}", each) for each in classes]
@@ -58,17 +60,17 @@ def kinds(context: click.Context, parameter: click.Parameter, typed: str) -> lis
 
 def recipes(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
     """Complete the name of a shipped recipe, or a path."""
-    found = _registry()
-    names = sorted(found.recipes()) if found else []
+    registry = _registry()
+    names = sorted(registry.recipes()) if registry else []
     shipped = [CompletionItem(name) for name in names if name.startswith(typed)]
     return shipped or [CompletionItem(typed, type="file")]
 
 
 def _registry() -> Registry | None:
-    from gvbsm_registry import GvbsmError, discover
+    from gvbsm_registry import GvbsmError
 
     try:
-        return discover()
+        return load_plugins()
     except GvbsmError:  # a shell that is completing can't show an error; the command itself will
         return None
 

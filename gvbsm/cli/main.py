@@ -1,42 +1,21 @@
-"""The command line. Everything heavy is imported when a command runs, so that `--help` is instant."""
+"""The command `gvbsm`: puts the commands together and turns errors into one line."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from gvbsm.cli import completion
-from gvbsm.cli import estimate as estimate_command
-from gvbsm.cli import results as result_commands
-from gvbsm.cli.plugins import plugins_command
+from gvbsm.cli import estimate, plugins, results, run
 from gvbsm.version import __version__
 
-F = TypeVar("F", bound=Callable[..., Any])
 PLUGINS = "GVBSM_PLUGINS"
-COMPONENTS = {
-    "matcher": ("synthesis.matchers", True),
-    "backbone": ("backbones", True),
-    "regularizer": ("synthesis.regularizers", True),
-    "initializer": ("synthesis.initializer", False),
-    "augmentation": ("synthesis.augmentation", False),
-    "schedule": ("synthesis.schedule", False),
-    "ensembler": ("relabel.ensembler", False),
-    "objective": ("evaluation.objective", False),
-}
-"""By flag: the recipe's key that it sets, and whether that is a list."""
-STAGES = {
-    "pretrain": "Train the backbones of a run [squeeze].",
-    "measure": "Record the real data's statistics.",
-    "synthesize": "Optimise the images [recover].",
-    "relabel": "Store the ensemble's soft labels.",
-    "evaluate": "Train and test students.",
-}
+RENAMED = {"synthesize": "synthesis", "evaluate": "evaluation"}
+"""Commands that had another name once."""
 
 
 class _Group(click.Group):
@@ -54,6 +33,13 @@ class _Group(click.Group):
                 raise
             click.echo(f"gvbsm: {error}", err=True)
             sys.exit(2)
+
+    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
+        if (new := RENAMED.get(args[0])) and not context.resilient_parsing:
+            from gvbsm_registry import GvbsmError
+
+            raise GvbsmError(f"unknown command {args[0]!r}; it is called {new}")
+        return super().resolve_command(context, args)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,181 +67,5 @@ def _built_in_only() -> Iterator[None]:
             os.environ[PLUGINS] = before
 
 
-class _Place(click.Path):
-    """A folder as a path, or a URL such as s3://bucket/folder as it is."""
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        scheme = value.partition(":")[0] if isinstance(value, str) and ":" in value else ""
-        if len(scheme) > 1 and scheme.isalnum():  # a single letter is a drive
-            return value
-        return super().convert(value, parameter, context)
-
-
-def _where(function: F) -> F:
-    """Add the options that say where a run happens, which are not part of the recipe."""
-    for option in (
-        click.option(
-            "--report/--no-report",
-            default=True,
-            envvar="GVBSM_REPORT",
-            help="Whether to end with OUT/report.html and OUT/README.md. [default: --report]",
-        ),
-        click.option("--quiet", is_flag=True, help="No progress bars."),
-        click.option(
-            "--executor",
-            default="local",
-            shell_complete=completion.components("executor"),
-            help="Where units of work run: NAME[:key=value,...].",
-        ),
-        click.option("--device", default="auto", help="auto, cpu or cuda."),
-        click.option(
-            "--store",
-            type=_Place(path_type=Path),
-            metavar="FOLDER|URL",
-            help="Backbones and statistics shared between runs. [default: the user's cache folder]",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def _component_options(function: F) -> F:
-    for kind, (key, repeatable) in reversed(COMPONENTS.items()):
-        what = f"Use exactly these {kind}s (repeatable)" if repeatable else f"Use this {kind}"
-        function = click.option(
-            f"--{kind}",
-            multiple=repeatable,
-            metavar="NAME",
-            shell_complete=completion.components(kind),
-            help=f"{what}, {key} in the recipe. NAME[:key=value,...]",
-        )(function)
-    return function
-
-
-def _recipe_options(function: F) -> F:
-    """Add the argument RECIPE and the options that change the recipe; `_overrides` takes their values."""
-    for option in (
-        click.option("--seed", type=int, help="The recipe's seed."),
-        click.option(
-            "--precision",
-            type=click.Choice(["fp32", "bf16"]),
-            help="Of the backbones' forward pass in synthesis (synthesis.precision).",
-        ),
-        click.option(
-            "--compile/--no-compile",
-            default=None,
-            help="Whether to compile the synthesis step (synthesis.compile). [default: if it pays]",
-        ),
-        click.option("--data", type=click.Path(path_type=Path), help="The data set's folder (data.root)."),
-        click.option(
-            "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any key of the recipe."
-        ),
-        _component_options,
-        click.option("--ipc", type=int, help="Images per class."),
-        click.argument("recipe", default="digits", shell_complete=completion.recipes),
-    ):
-        function = option(function)
-    return function
-
-
-def _overrides(options: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Take the values of `_recipe_options` out of a command's `options`; return pairs of key and value."""
-    from gvbsm.recipe.text import parse_component
-
-    data, ipc, seed = (options.pop(name) for name in ("data", "ipc", "seed"))
-    # absolute, so that the resolved recipe finds the data from any working directory
-    root = [str(data.expanduser().absolute())] if data else []
-    overrides: list[tuple[str, Any]] = [("data.root", path) for path in root]
-    if ipc is not None:
-        overrides.append(("synthesis.ipc", ipc))
-    if seed is not None:
-        overrides.append(("seed", seed))
-    for name in ("compile", "precision"):
-        value = options.pop(name)
-        if value is not None:
-            overrides.append((f"synthesis.{name}", value))
-    for kind, (key, repeatable) in COMPONENTS.items():
-        given = options.pop(kind)
-        if given:
-            table = [parse_component(name) for name in given] if repeatable else parse_component(given)
-            overrides.append((key, table))
-    return overrides + _settings(options.pop("settings"))
-
-
-@main.command("run")
-@_recipe_options
-@click.option("--out", type=click.Path(path_type=Path), help="The run folder. [default: runs/RECIPE-DIGEST]")
-@_where
-def run_command(recipe: str, out: Path | None, **rest: Any) -> None:
-    """Run a recipe from data to accuracies; RECIPE is a name (see `gvbsm recipes`) or a file.
-
-    Run again to go on after an interruption: finished work is reused.
-    """
-    overrides = _overrides(rest)
-    _run(recipe, out, overrides, rest)
-
-
-def _settings(settings: tuple[str, ...]) -> list[tuple[str, Any]]:
-    from gvbsm.recipe.text import parse_value
-    from gvbsm_registry import GvbsmError
-
-    pairs = []
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key.strip():
-            raise GvbsmError(
-                f"--set {setting}: is not a KEY=VALUE; write for example synthesis.iterations=500"
-            )
-        pairs.append((key.strip(), parse_value(value)))
-    return pairs
-
-
-def _run(
-    recipe: str | Path,
-    out: Path | None,
-    overrides: list[tuple[str, Any]],
-    where: dict[str, Any],
-    until: str = "evaluate",
-) -> None:
-    from gvbsm import pipeline
-    from gvbsm.recipe.text import parse_component
-
-    executor = parse_component(where.pop("executor"))
-    folder = pipeline.run(recipe, out=out, overrides=overrides, until=until, executor=executor, **where)
-    if until == "evaluate":
-        from gvbsm.results.tables import accuracy_table
-
-        click.echo(accuracy_table(pipeline.results(folder)))
-    click.echo(f"results are in {folder}")
-
-
-def _add_stage(name: str, text: str) -> None:
-    @main.command(name, help=f"{text} OUT is a run folder; earlier stages are run if they have not been.")
-    @click.argument("out", type=click.Path(path_type=Path))
-    @_where
-    def stage_command(out: Path, **where: Any) -> None:
-        from gvbsm.pipeline import reopen
-
-        _run(reopen(out), out, [], where, until=name)
-
-
-for _name, _text in STAGES.items():
-    _add_stage(_name, _text)
-
-
-@main.command("recipes")
-def recipes_command() -> None:
-    """List the recipes that can be run by name."""
-    from gvbsm.results.tables import recipe_table
-    from gvbsm_registry import discover
-
-    click.echo(recipe_table(discover()))
-
-
-main.add_command(plugins_command)
-result_commands.register(main, _where, _settings)
-estimate_command.register(main, _recipe_options, _overrides)
-
-
-if __name__ == "__main__":
-    main()
+for _command in (*run.COMMANDS, *results.COMMANDS, estimate.estimate_command, plugins.plugins_command):
+    main.add_command(_command)

@@ -1,4 +1,4 @@
-"""A forward pass with matching: eagerly, or traced with its taps into one compiled graph."""
+"""A forward pass with matching: eagerly, or traced with its matchers into one compiled graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Forward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 class MatchedBackbone:
     """A frozen backbone in evaluation mode, with the matching terms of what it sees.
 
-    compiled: trace model, taps and matchers into one graph and compile it, on the first pass; without a C++
+    compiled: trace model and matchers into one graph and compile it, on the first pass; without a C++
     compiler (on the CPU) the eager path is used, with a warning. precision "bf16": the model runs under
     autocast; statistics are reduced in float32 all the same.
     """
@@ -31,13 +31,13 @@ class MatchedBackbone:
     ) -> None:
         self.module, self.matching = module, matching
         self.sites = matching.sites
-        self._taps = ActivationRecorder(module, matching.sites, matching.groups)
+        self._recorder = ActivationRecorder(module, matching.sites, matching.groups)
         self._precision = precision
-        self._compile = compiled and can_compile(next(module.parameters()).device)
+        self._compile = compiled and can_compile(matching.device)
         self._compiled: Forward | None = None
 
     def observe(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits [G·B, K], float32 at least, and the matching terms (see `Matching.losses`)."""
+        """Return logits [G·B, K], float32 at least, and the matching terms (see `Matching.step_losses`)."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             if self._compile:
                 if self._compiled is None:
@@ -46,32 +46,26 @@ class MatchedBackbone:
             else:
                 logits, statistics = self._eager(images, uniforms)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits, self.matching.losses(statistics, uniforms)
+        return logits, self.matching.step_losses(statistics, uniforms)
 
     def _eager(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run as it is; what is dropped is not computed (but on a GPU, where asking would cost more)."""
         skipped = self.matching.skipped(uniforms) if uniforms.device.type == "cpu" else None
-        self._taps.idle = self._skipped_by_all(skipped) if skipped else set()
-        return self._forward(images, self._taps, skipped)
-
-    def _skipped_by_all(self, skipped: list[set[str]]) -> set[str]:
-        wanted = {
-            site
-            for sites, leave in zip(self.matching.sites_by_matcher, skipped, strict=True)
-            for site in sites
-            if site not in leave
-        }
-        return set(self.sites) - wanted
+        if skipped is not None:
+            terms = zip(self.matching.terms, skipped, strict=True)
+            asked = {site for term, leave in terms for site in term.sites if site not in leave}
+            self._recorder.idle = set(self.sites) - asked
+        return self._forward(images, self._recorder, skipped)
 
     def _forward(
-        self, images: Tensor, taps: ActivationRecorder, skipped: list[set[str]] | None = None
+        self, images: Tensor, recorder: ActivationRecorder, skipped: list[set[str]] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        with taps:
+        with recorder:
             logits = self.module(images)
-        return logits, self.matching.statistics_of(taps.activations(), skipped)
+        return logits, self.matching.statistics_of(recorder.activations(), skipped)
 
     def _trace(self, images: Tensor) -> Forward:
-        """Trace the forward pass into primitive operations, taps included, and compile them as a whole.
+        """Trace the forward pass into primitive operations, reductions included, and compile it as a whole.
 
         Tracing by execution, so that a matcher may be any Python code; compiling happens on the first call.
         The statistics are taken about the channels' means of these first images.
@@ -85,11 +79,11 @@ class MatchedBackbone:
             with ActivationRecorder(self.module, self.sites) as first:
                 self.module(images)
             centres = {site: _centre(activation.tensor) for site, activation in first.activations().items()}
-            taps = ActivationRecorder(
+            recorder = ActivationRecorder(
                 self.module, self.sites, self.matching.groups, fused=False, centres=centres
             )
-            self._forward(images, taps)  # so that the taps know what is asked for, and the constants exist
-            graph = make_fx(lambda x: self._forward(x, taps))(images)
+            self._forward(images, recorder)  # tells it what is asked for, and makes the constants
+            graph = make_fx(lambda x: self._forward(x, recorder))(images)
         return torch.compile(graph)
 
 
@@ -100,17 +94,12 @@ def _centre(activation: Tensor) -> Tensor:
     return means.reshape(means.shape + (1,) * (activation.ndim - 2))
 
 
-_told: set[str] = set()
-
-
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs; says once if not."""
+    """Whether torch.compile has what it needs; warns if not."""
     if device.type != "cpu" or shutil.which("g++") or shutil.which("clang++"):
         return True
-    if "g++" not in _told:
-        _told.add("g++")
-        warnings.warn(
-            "no C++ compiler (g++) was found, so synthesis runs eagerly; install one, or pass --no-compile",
-            stacklevel=2,
-        )
+    warnings.warn(
+        "no C++ compiler (g++) was found, so synthesis runs eagerly; install one, or pass --no-compile",
+        stacklevel=2,
+    )
     return False

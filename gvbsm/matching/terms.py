@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import islice
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gvbsm.matching.activations import GroupedActivation
-from gvbsm_registry import GvbsmError, Matcher
+from gvbsm_registry import Component, GvbsmError, Matcher
 from gvbsm_registry.artifacts import digest
 
 
@@ -33,10 +34,22 @@ def sites_of(matcher: Matcher, model: nn.Module) -> list[str]:
     return list(sites)
 
 
-def needs_measuring(matcher: Matcher, model: nn.Module) -> bool:
-    """Whether a matcher has sites in a model whose targets the modules themselves do not know."""
+def measured_sites(matcher: Matcher, model: nn.Module) -> list[str]:
+    """Return the sites of a matcher whose modules do not know their targets, so that they are measured.
+
+    Raises GvbsmError as `sites_of` does.
+    """
     modules = dict(model.named_modules())
-    return any(matcher.targets(modules[site]) is None for site in sites_of(matcher, model))
+    return [site for site in sites_of(matcher, model) if matcher.targets(modules[site]) is None]
+
+
+def term_names(components: Sequence[Component]) -> list[str]:
+    """Name each component's term by its full name, numbered where one is used more than once."""
+    names = [component.full_name for component in components]
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: position + 1].count(name)}"
+        for position, name in enumerate(names)
+    ]
 
 
 class Statistic:
@@ -61,16 +74,16 @@ class Statistic:
             [
                 torch.cat(
                     [
-                        self.average[index, start:end] if found is None else found[name].flatten()
-                        for found, (start, end) in zip(at_sites, self.bounds, strict=True)
+                        self.average[index, start:end] if statistics is None else statistics[name].flatten()
+                        for statistics, (start, end) in zip(at_sites, self.bounds, strict=True)
                     ]
                 )
                 for index, at_sites in enumerate(by_group)
             ]
         )
 
-    def norms(self, current: Tensor, keep: Tensor, momentum: float) -> Tensor:
-        """Return ‖μ_l − t − stop_grad(μ_l − μ_total)‖₂ by batch and site, [G, S] (one sum of Eq. 14).
+    def update_and_distance(self, current: Tensor, keep: Tensor, momentum: float) -> Tensor:
+        """Advance the averages; return ‖μ_l − t − stop_grad(μ_l − μ_total)‖₂, [G, S] (one sum of Eq. 14).
 
         current: [G, D], the batches' statistics. keep: bool [G, S], the sites that are not dropped; the
         others' running averages stay as they are.
@@ -85,8 +98,78 @@ class Statistic:
         return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
 
 
+class MatcherTerm:
+    """One matcher's term in the loss, with its S sites' targets and running averages."""
+
+    def __init__(
+        self,
+        name: str,
+        matcher: Matcher,
+        model: nn.Module,
+        measured: Mapping[str, Tensor],
+        groups: int,
+        start: Literal["first", "zero"],
+    ) -> None:
+        self.name, self.matcher = name, matcher
+        modules = dict(model.named_modules())
+        parameter = next(model.parameters(), torch.empty(0))
+        targets = {s: _targets(matcher, s, modules[s], measured) for s in sites_of(matcher, model)}
+        self.sites = list(targets)
+        self._shapes = {site: _shapes(tensors) for site, tensors in targets.items()}
+        first = targets[self.sites[0]]
+        for site, shapes in self._shapes.items():
+            if shapes.keys() != first.keys():
+                raise self._misfit(site, f"those of site {self.sites[0]!r}", _shapes(first))
+        self.statistics = {
+            name: Statistic([tensors[name].to(parameter) for tensors in targets.values()], groups, start)
+            for name in first
+        }
+        weights = [matcher.first_site_weight] + [1.0] * (len(targets) - 1)
+        self.site_weights = torch.tensor(weights, device=parameter.device)
+
+    def statistics_of(
+        self, activations: Mapping[str, GroupedActivation], groups: int, skipped: Set[str]
+    ) -> list[Tensor]:
+        """Return each statistic of the image batches, flat over the sites: [G, D]; see `Matching`.
+
+        Raises GvbsmError if a site's targets have other names or shapes.
+        """
+        by_group: list[list[Mapping[str, Tensor] | None]] = [[] for _ in range(groups)]
+        for site in self.sites:
+            for index, at_sites in enumerate(by_group):
+                if site in skipped:
+                    at_sites.append(None)
+                    continue
+                statistics = self.matcher.statistics(activations[site].group(index))
+                if _shapes(statistics) != self._shapes[site]:
+                    raise self._misfit(site, "its statistics", _shapes(statistics))
+                at_sites.append(statistics)
+        return [statistic.joined(name, by_group) for name, statistic in self.statistics.items()]
+
+    def step_loss(self, statistics: Iterable[Tensor], keep: Tensor) -> Tensor:
+        """Advance the running averages; return the weighted term, summed over the image batches.
+
+        statistics: from `statistics_of`. keep: bool [G, S], the sites that are not dropped.
+        """
+        distances = [
+            statistic.update_and_distance(current, keep, self.matcher.momentum)
+            for statistic, current in zip(self.statistics.values(), statistics, strict=True)
+        ]
+        return self.matcher.weight * (torch.stack(distances).sum(0) * (self.site_weights * keep)).sum()
+
+    def _misfit(self, site: str, other: str, shapes: Mapping[str, Sequence[int]]) -> GvbsmError:
+        return GvbsmError(
+            f"matcher {self.matcher.full_name!r} at site {site!r}: its targets are "
+            f"{_described(self._shapes[site])}, but {other} are {_described(shapes)}; if another version "
+            "measured them, delete them from the store and run the measure stage again"
+        )
+
+
 class Matching:
-    """The matching terms of one backbone: L'_BN, L'_Conv and whatever else the matchers are."""
+    """The matching terms of one backbone: L'_BN, L'_Conv and whatever else the matchers are.
+
+    A matcher that has no site in the backbone has no term; without any site there is none at all.
+    """
 
     def __init__(
         self,
@@ -96,75 +179,52 @@ class Matching:
         groups: int = 1,
         start: Literal["first", "zero"] = "zero",
     ) -> None:
-        modules = dict(model.named_modules())
         self.groups = groups
-        self.matchers = [matcher for matcher in matchers if sites_of(matcher, model)]
-        self.sites_by_matcher = [sites_of(matcher, model) for matcher in self.matchers]
-        self.sites = list(dict.fromkeys(site for sites in self.sites_by_matcher for site in sites))
-        parameter = next(model.parameters())
-        self.statistics: list[dict[str, Statistic]] = []
-        for matcher, sites in zip(self.matchers, self.sites_by_matcher, strict=True):
-            targets = [_targets(matcher, site, modules[site], measured) for site in sites]
-            names = list(targets[0])
-            self.statistics.append(
-                {name: Statistic([t[name].to(parameter) for t in targets], groups, start) for name in names}
-            )
-        self.terms = term_names(self.matchers)
-        number = {site: index for index, site in enumerate(self.sites)}
-        device = parameter.device
-        self.positions = [
-            torch.tensor([number[site] for site in sites], device=device) for sites in self.sites_by_matcher
+        self.terms = [
+            MatcherTerm(name, matcher, model, measured, groups, start)
+            for name, matcher in zip(term_names(matchers), matchers, strict=True)
+            if sites_of(matcher, model)
         ]
-        self.weights = [
-            torch.tensor([matcher.first_site_weight] + [1.0] * (len(sites) - 1), device=device)
-            for matcher, sites in zip(self.matchers, self.sites_by_matcher, strict=True)
+        self.sites = list(dict.fromkeys(site for term in self.terms for site in term.sites))
+        self.device = next(model.parameters(), torch.empty(0)).device
+        number = {site: index for index, site in enumerate(self.sites)}
+        self._positions = [
+            torch.tensor([number[site] for site in term.sites], device=self.device) for term in self.terms
         ]
 
     def skipped(self, uniforms: Tensor) -> list[set[str]]:
-        """Return, for each matcher, the sites that it skips in every image batch; see `losses`."""
+        """Return, for each term, the sites that it skips in every image batch; see `step_losses`."""
         most = dict(zip(self.sites, uniforms.amax(0).tolist(), strict=True))
-        return [
-            {site for site in sites if most[site] < matcher.drop_rate}
-            for matcher, sites in zip(self.matchers, self.sites_by_matcher, strict=True)
-        ]
+        return [{site for site in t.sites if most[site] < t.matcher.drop_rate} for t in self.terms]
 
     def statistics_of(
         self, activations: Mapping[str, GroupedActivation], skipped: Sequence[set[str]] | None = None
     ) -> list[Tensor]:
         """Return each matcher's statistics of the image batches, flat over its sites: [G, D] each.
 
-        In the order of matchers, then of their statistics; `losses` takes them. At `skipped` sites nothing is
-        computed: the running averages stand in, which the loss then leaves out.
+        In the order of terms, then of their statistics; `step_losses` takes them. At `skipped` sites nothing
+        is computed: the running averages stand in, which the loss then leaves out. Raises GvbsmError if
+        targets do not fit the statistics.
         """
-        flat = []
-        for place, (matcher, sites, statistics) in enumerate(
-            zip(self.matchers, self.sites_by_matcher, self.statistics, strict=True)
-        ):
-            leave = skipped[place] if skipped is not None else ()
-            by_group = [
-                [None if s in leave else matcher.statistics(activations[s].group(index)) for s in sites]
-                for index in range(self.groups)
-            ]
-            flat += [statistic.joined(name, by_group) for name, statistic in statistics.items()]
-        return flat
+        leave = skipped or [set()] * len(self.terms)
+        return [
+            statistic
+            for term, sites in zip(self.terms, leave, strict=True)
+            for statistic in term.statistics_of(activations, self.groups, sites)
+        ]
 
-    def losses(self, statistics: Sequence[Tensor], uniforms: Tensor) -> dict[str, Tensor]:
-        """Return each matcher's weighted term, summed over the image batches, by term name.
+    def step_losses(self, statistics: Sequence[Tensor], uniforms: Tensor) -> dict[str, Tensor]:
+        """Advance the running averages; return each weighted term, summed over the image batches, by name.
 
         statistics: from `statistics_of`. uniforms: [G, number of self.sites] in 0..1; a matcher skips a site
         where its `drop_rate` exceeds it, so that matchers with equal β_dr skip the same sites.
         """
         current = iter(statistics)
-        found = {}
-        for place, (term, matcher) in enumerate(zip(self.terms, self.matchers, strict=True)):
-            keep = uniforms[:, self.positions[place]] >= matcher.drop_rate
-            norms = [
-                statistic.norms(next(current), keep, matcher.momentum)
-                for statistic in self.statistics[place].values()
-            ]
-            total = torch.stack(norms).sum(0)
-            found[term] = matcher.weight * (total * (self.weights[place] * keep)).sum()
-        return found
+        losses = {}
+        for term, positions in zip(self.terms, self._positions, strict=True):
+            keep = uniforms[:, positions] >= term.matcher.drop_rate
+            losses[term.name] = term.step_loss(islice(current, len(term.statistics)), keep)
+        return losses
 
 
 def _targets(
@@ -174,16 +234,17 @@ def _targets(
     if known is not None:
         return known
     prefix = target_name(matcher, site, "")
-    found = {name.removeprefix(prefix): t for name, t in measured.items() if name.startswith(prefix)}
-    if not found:
-        raise GvbsmError(f"matcher {matcher.full_name!r} has no measured targets; run the measure stage")
-    return found
+    stored = {name.removeprefix(prefix): t for name, t in measured.items() if name.startswith(prefix)}
+    if not stored:
+        raise GvbsmError(
+            f"matcher {matcher.full_name!r} has no measured targets for site {site!r}; run the measure stage"
+        )
+    return stored
 
 
-def term_names(matchers: Sequence[Matcher]) -> list[str]:
-    """Name each matcher's term by its title, numbered where one is used more than once."""
-    titles = [matcher.full_name for matcher in matchers]
-    return [
-        title if titles.count(title) == 1 else f"{title}-{titles[: position + 1].count(title)}"
-        for position, title in enumerate(titles)
-    ]
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _described(shapes: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items())) or "none"

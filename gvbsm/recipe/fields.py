@@ -89,8 +89,7 @@ def identities(registry: Registry, *parts: Any) -> dict[str, Any]:
     identified: dict[str, Any] = {}
     digests: set[str] = set()
     for component in components_of(list(parts)):
-        owner = registry.owner(type(component))
-        identified[f"{component.kind}:{component.full_name}"] = f"{owner.distribution} {owner.version}"
+        identified[f"{component.kind}:{component.full_name}"] = registry.origin(type(component))
         digests.update(_file_digest(path) for path in component.files())
     return {**identified, "files": sorted(digests)} if digests else identified
 

@@ -29,7 +29,7 @@ iterations = 500
 
 [[synthesis.matchers]]
 use = "conv_patch"
-image_size = 4
+patch_size = 4
 drop_rate = 0.4
 ```
 """

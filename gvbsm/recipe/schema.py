@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from gvbsm.recipe.fields import (
@@ -25,7 +26,7 @@ from gvbsm_registry import (
     Backbone,
 )
 
-NO_RESULT = {"changes_results": False}
+NO_RESULT: JsonDict = {"changes_results": False}
 """Marks a key that says how work is done or checked, not what comes out: it is in no unit's key."""
 
 

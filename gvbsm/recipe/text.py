@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any
 
 from gvbsm_registry import GvbsmError
+
+TOKEN = re.compile(r"""(?<!\w)"(?:\\.|[^"\\])*"|(?<!\w)'[^']*'|.""", re.DOTALL)
+"""A string as TOML writes it, or one character; an apostrophe within a word begins no string."""
 
 
 def parse_value(text: str) -> Any:
@@ -31,18 +35,21 @@ def parse_component(text: str) -> dict[str, Any]:
     return table
 
 
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Return the dotted key and the value of `KEY=VALUE`; raises GvbsmError if `text` is not that."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise GvbsmError(f"--set {text}: is not KEY=VALUE; write for example synthesis.iterations=500")
+    return key.strip(), parse_value(value)
+
+
 def split_list(text: str) -> list[str]:
-    """Split at commas that stand outside brackets and quotes; empty parts are left out."""
-    items, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-        else:
-            depth += (character in "[{") - (character in "]}")
-        if character == "," and not depth and not quote:
+    """Split at commas that stand outside brackets and TOML's strings; empty parts are left out."""
+    items, depth = [""], 0
+    for token in TOKEN.findall(text):
+        depth += (token in "[{") - (token in "]}")
+        if token == "," and not depth:
             items.append("")
         else:
-            items[-1] += character
+            items[-1] += token
     return [item for item in items if item]

@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gvbsm.version import __version__
 from gvbsm_registry.artifacts import digest, write_text
-from gvbsm_registry.card import write_card
 
 if TYPE_CHECKING:
-    from gvbsm.runtime.workspace import Workspace
+    from gvbsm.report.gather import ReportInputs
 
 TEMPLATE = "template.html.j2"
 
 
-def after_run(workspace: Workspace) -> None:
+def after_run(inputs: ReportInputs, emit: Callable[[str], None]) -> None:
     """Write OUT/report.html and the card OUT/README.md, unless they tell of these very results already.
 
-    A failure is told in one line and harms nothing.
+    emit: takes one line for the user. A failure is told by it and harms nothing.
     """
-    path = workspace.out / "report.html"
+    from gvbsm.results.card import OPENING
+
+    out = inputs.run.folder
+    path = out / "report.html"
     try:
-        if (workspace.out / "README.md").exists() and path.exists():
+        if (out / "README.md").exists() and path.exists():
             with path.open(encoding="utf-8") as file:
-                if stamp([workspace]) in file.read(1000):
+                if stamp([out]) in file.read(1000):
                     return
-        write([workspace], path)
-        write_card(workspace.out, workspace.out)
+        write([inputs], path)
+        inputs.run.write_card(out, OPENING)
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        workspace.reporter.print(
-            f"the report was not made ({why}); the results are whole, "
-            f"'gvbsm report {workspace.out}' tries again"
-        )
+        emit(f"the report was not made ({why}); the results are whole, 'gvbsm report {out}' tries again")
 
 
-def write(workspaces: Sequence[Workspace], path: Path) -> None:
+def write(reports: Sequence[ReportInputs], path: Path) -> None:
     """Write the report of one run, or of several side by side, to `path`.
 
     What a run lacks (no results yet, backbones no longer in the store) is said where it would stand. Raises
@@ -48,21 +47,23 @@ def write(workspaces: Sequence[Workspace], path: Path) -> None:
     from jinja2 import Environment, StrictUndefined
 
     from gvbsm.report.gather import gather
-    from gvbsm.report.sections import render
+    from gvbsm.report.sections import render, term_colours
 
-    made_of = stamp(workspaces)
-    runs = [render(gather(workspace), len(workspaces)) for workspace in workspaces]
+    made_of = stamp([inputs.run.folder for inputs in reports])
+    runs = [gather(inputs) for inputs in reports]
+    colours = term_colours(runs)
+    pages = [render(run, colours, len(runs)) for run in runs]
     text = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     # escapes everything: names of classes, plugins and recipes are whatever their authors made of them
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    write_text(path, page.from_string(text).render(runs=runs, several=len(runs) > 1, stamp=made_of))
+    write_text(path, page.from_string(text).render(runs=pages, several=len(pages) > 1, stamp=made_of))
 
 
-def stamp(workspaces: Sequence[Workspace]) -> str:
-    """Return a digest of what reports are made of: recipes, sets and results."""
+def stamp(folders: Sequence[Path]) -> str:
+    """Return a digest of what the reports of run folders are made of: recipes, sets and results."""
     parts: list[str] = [__version__]
-    for workspace in workspaces:
+    for folder in folders:
         for name in ("recipe.toml", "results.json", "distilled/images.safetensors"):
-            path = workspace.out / name
+            path = folder / name
             parts.append(hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "")
     return digest(parts)

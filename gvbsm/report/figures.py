@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,15 +52,15 @@ def _axes(width: float = 4.4, height: float = 3.0) -> tuple[Any, Axes]:
 
 
 def _label(axes: Axes, x: str = "", y: str = "") -> None:
-    axes.set_xlabel(plain(x), color=INK, fontsize=9)
-    axes.set_ylabel(plain(y), color=INK, fontsize=9)
+    axes.set_xlabel(literal(x), color=INK, fontsize=9)
+    axes.set_ylabel(literal(y), color=INK, fontsize=9)
 
 
 def _legend(axes: Axes, **options: Any) -> None:
     axes.legend(fontsize=8, frameon=False, labelcolor=INK, **options)
 
 
-def plain(text: str) -> str:
+def literal(text: str) -> str:
     """Return `text` so that matplotlib draws it as it is ($ would begin a formula), without control codes."""
     return "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")
 
@@ -70,7 +71,9 @@ def svg(canvas: Any) -> str:
 
     file = io.StringIO()
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "gvbsm", "font.family": ["sans-serif"]}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # the reader's browser draws the text, in whatever script, not the fonts of matplotlib
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         canvas.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
@@ -86,9 +89,9 @@ def figure(canvas: Any, alt: str, caption: str) -> Figure:
     return Figure(data_uri(svg(canvas).encode(), "image/svg+xml"), alt, caption)
 
 
-def data_uri(content: bytes, kind: str) -> str:
+def data_uri(content: bytes, media_type: str) -> str:
     """Return content as a data URI."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def bars(rows: Sequence[tuple[str, str, float, float]], alt: str, caption: str) -> Figure:
@@ -98,7 +101,7 @@ def bars(rows: Sequence[tuple[str, str, float, float]], alt: str, caption: str) 
     colours = [SETS.get(which, PALETTE[4]) for _, which, _, _ in rows]
     values = [value for _, _, value, _ in rows]
     axes.barh(places, values, xerr=[d for *_, d in rows], color=colours, height=0.7, ecolor=INK, capsize=2)
-    axes.set_yticks(places, [plain(label) for label, *_ in rows])
+    axes.set_yticks(places, [literal(label) for label, *_ in rows])
     for place, (_, _, value, deviation) in zip(places, rows, strict=True):
         axes.text(value + deviation + 1, place, f"{value:.1f}", va="center", fontsize=8, color=INK)
     axes.set_xlim(0, min(118.0, max(values) + 15))
@@ -112,17 +115,16 @@ def lines(
     labels: tuple[str, str],
     alt: str,
     caption: str,
+    colours: Mapping[str, str],
     logarithmic: bool = False,
-    colours: dict[str, str] | None = None,
 ) -> Figure:
-    """Lines by name: (x, y)."""
+    """Lines by name: (x, y), each of its colour in `colours`."""
     from matplotlib.ticker import MaxNLocator
 
     canvas, axes = _axes()
-    for number, (name, (x, y)) in enumerate(series.items()):
-        colour = (colours or {}).get(name, PALETTE[number % len(PALETTE)])
+    for name, (x, y) in series.items():
         mark = "o" if len(x) < 30 else None
-        axes.plot(x, y, label=plain(name), color=colour, linewidth=1.4, marker=mark, markersize=3)
+        axes.plot(x, y, label=literal(name), color=colours[name], linewidth=1.4, marker=mark, markersize=3)
     if logarithmic:
         axes.set_yscale("log")
     if all(float(value).is_integer() for x, _ in series.values() for value in x):
@@ -142,8 +144,8 @@ def grouped_bars(
     for number, (which, values) in enumerate(series.items()):
         places = [at + (number - (len(series) - 1) / 2) * width for at in range(len(names))]
         colour = SETS.get(which, PALETTE[number % len(PALETTE)])
-        axes.bar(places, list(values), width, label=plain(which), color=colour)
-    axes.set_xticks(range(len(names)), [plain(name) for name in names])
+        axes.bar(places, list(values), width, label=literal(which), color=colour)
+    axes.set_xticks(range(len(names)), [literal(name) for name in names])
     _turn(axes, names)
     _label(axes, "", y)
     _legend(axes, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -167,7 +169,7 @@ def scatter(
         x, y = places[:, 0].tolist(), places[:, 1].tolist()
         axes.scatter(x, y, s=34 if large else 8, c=colours, marker="D" if large else "o", **options)
     for number, name in enumerate(classes):
-        axes.scatter([], [], c=PALETTE[number % len(PALETTE)], s=20, label=plain(name[:24]))
+        axes.scatter([], [], c=PALETTE[number % len(PALETTE)], s=20, label=literal(name[:24]))
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
@@ -186,8 +188,8 @@ def heat(matrix: Tensor, names: Sequence[str], alt: str, caption: str) -> Figure
     axes.grid(visible=False)
     few = len(names) <= MOST_ANNOTATED
     if few:
-        axes.set_xticks(range(len(names)), [plain(name[:16]) for name in names])
-        axes.set_yticks(range(len(names)), [plain(name[:16]) for name in names])
+        axes.set_xticks(range(len(names)), [literal(name[:16]) for name in names])
+        axes.set_yticks(range(len(names)), [literal(name[:16]) for name in names])
         _turn(axes, names)
         for row, values in enumerate(matrix.tolist()):
             for column, value in enumerate(values):

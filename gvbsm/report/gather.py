@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,47 +11,75 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gvbsm.runtime.units import Unit
-from gvbsm.runtime.workspace import Workspace
-from gvbsm.stages import measure, pretrain
-from gvbsm_registry import Artifact, GvbsmError
+from gvbsm.results.finished import FinishedRun
+from gvbsm_registry import GvbsmError, Split
 from gvbsm_registry.artifacts import read
 
 CLASSES = 10
 PER_CLASS = 40
 LEAST_IMAGES = 60
 BATCH = 100
-PICTURES = (64, 64)
-STAGES = ("pretrain", "measure", "synthesize", "assemble", "relabel", "evaluate")
+SIDE = 64
+
+TRAINING = ("set", "labels", "augmented", "student_options", "seed")
+
+
+@dataclass(frozen=True)
+class StoredBackbone:
+    """A pretrained backbone: its file, and how to load it.
+
+    load: returns the module, frozen and in evaluation mode, and its Top-1 on the test split, 0 to 1; raises
+    GvbsmError if the file is damaged or does not fit.
+    """
+
+    name: str
+    path: Path
+    load: Callable[[], tuple[nn.Module, float]]
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What the report of a run is made from; the run may be unfinished.
+
+    data, train, tests: the data set's full name, training split and number of test images. normalize: uint8
+    images [n, C, H, W] as the backbones take them. files: the artifacts of each stage, made or not.
+    """
+
+    run: FinishedRun
+    data: str
+    train: Split
+    tests: int
+    normalize: Callable[[Tensor], Tensor]
+    backbones: Sequence[StoredBackbone]
+    files: Mapping[str, Sequence[Path]]
 
 
 @dataclass
-class Observed:
+class Response:
     """What one backbone makes of n images.
 
-    logits: float32 [n, K]; features: float32 [n, D], what its last linear layer sees.
-    layers: names of its L convolutions; means, variances: float64 [L], of each one's input, by channel over
-    the images and space, then averaged over the channels.
+    logits: float32 [n, K]; features: float32 [n, D], what its last linear layer sees. means, variances:
+    float64 [L], of the input of each of its L convolutions, by channel over the images and space, then
+    averaged over the channels.
     """
 
     logits: Tensor
     features: Tensor
-    layers: list[str]
     means: Tensor
     variances: Tensor
 
 
 @dataclass
 class Sample:
-    """Some images of the classes shown: uint8 [n, C, H, W] and labels int64 [n]."""
+    """Some images of the classes shown: uint8 [n, C, H, W], labels int64 [n], responses by backbone."""
 
     images: Tensor
     labels: Tensor
-    seen: dict[str, Observed] = field(default_factory=dict)
+    responses: dict[str, Response] = field(default_factory=dict)
 
 
 @dataclass
-class Run:
+class RunFacts:
     """One run, as far as it has come. shown: the labels of the classes that pictures are made of."""
 
     name: str
@@ -67,55 +96,43 @@ class Run:
     notes: list[str]
 
 
-def gather(workspace: Workspace) -> Run:
-    """Return everything that a report tells of a run; what is missing is left out, with a note."""
-    count = len(workspace.classes)
-    shown = torch.linspace(0, count - 1, min(count, CLASSES)).round().long().unique().tolist()
+def gather(inputs: ReportInputs) -> RunFacts:
+    """Return everything that a report tells of a run; what is missing is left out, with a note.
+
+    Raises GvbsmError if a file of the run is broken.
+    """
+    run, classes = inputs.run, inputs.train.classes
+    shown = torch.linspace(0, len(classes) - 1, min(len(classes), CLASSES)).round().long().unique().tolist()
     notes: list[str] = []
-    sets = {name: _image_set(workspace, name, notes) for name in ("distilled", "random")}
-    samples = {"real": real_sample(workspace, shown)}
-    for name, artifact in sets.items():
-        if artifact is not None:
-            samples[name] = _sample(artifact.tensors["images"], artifact.tensors["labels"], shown)
-    events = list(_events(workspace.out / "log.jsonl"))
-    backbones = pretrain.units(workspace)
-    records = _records(workspace.out / "results.json", notes)
-    return Run(
-        workspace.out.resolve().name,
-        workspace.classes,
+    samples = {"real": real_sample(inputs.train, shown)}
+    if run.has_images:
+        samples["distilled"] = _sample(run.images, run.labels, shown)
+    else:
+        notes.append("There are no distilled images yet; run the synthesis stage.")
+    if run.baseline is not None:
+        samples["random"] = _sample(*run.baseline, shown)
+    if not run.records:
+        notes.append("There are no accuracies yet; run the evaluation stage.")
+    events = list(_events(run.folder / "log.jsonl"))
+    return RunFacts(
+        run.folder.resolve().name,
+        classes,
         shown,
-        (workspace.out / "recipe.toml").read_text(encoding="utf-8"),
-        _facts(workspace, sets["distilled"]),
-        records,
-        [event for event in events if event["event"] == "step" and event.get("stage") == "synthesize"],
-        _stages(workspace, events, backbones),
+        (run.folder / "recipe.toml").read_text(encoding="utf-8"),
+        _facts(inputs),
+        run.records,
+        [event for event in events if event["event"] == "step" and event.get("stage") == "synthesis"],
+        _stages(inputs.files, events),
         samples,
-        _observe_all(workspace, backbones, samples, notes),
-        _confusion(workspace, records),
+        _show_to_backbones(inputs, samples, notes),
+        _confusion(inputs.files["evaluation"], run.records, len(classes)),
         notes,
     )
 
 
-def _image_set(workspace: Workspace, name: str, notes: list[str]) -> Artifact | None:
-    where = "distilled" if name == "distilled" else "baselines/random"
-    path = workspace.out / where / "images.safetensors"
-    if not path.exists():
-        if name == "distilled":
-            notes.append("There are no distilled images yet; run the synthesize stage.")
-        return None
-    return read(path, "distilled")
-
-
-def real_sample(workspace: Workspace, shown: list[int]) -> Sample:
+def real_sample(train: Split, shown: list[int]) -> Sample:
     """Return the first training images of the classes shown, fewer where images are large."""
-    train = workspace.train
-    room = (
-        PER_CLASS
-        * len(shown)
-        * PICTURES[0]
-        * PICTURES[1]
-        // max(train.image_size**2, PICTURES[0] * PICTURES[1])
-    )
+    room = PER_CLASS * len(shown) * SIDE**2 // max(train.image_size, SIDE) ** 2
     each = max(1, max(LEAST_IMAGES, room) // max(1, len(shown)))
     index = torch.cat([(train.labels == label).nonzero().flatten()[:each] for label in shown])
     return Sample(train.read(index), train.labels[index])
@@ -126,7 +143,7 @@ def _sample(images: Tensor, labels: Tensor, shown: list[int]) -> Sample:
     return Sample(images[index], labels[index])
 
 
-def _events(path: Path) -> Any:
+def _events(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -138,34 +155,27 @@ def _events(path: Path) -> Any:
             yield event
 
 
-def _records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    if not path.exists():
-        notes.append("There are no accuracies yet; run the evaluate stage.")
-        return []
-    return list(json.loads(path.read_text(encoding="utf-8"))["records"])
-
-
-def _facts(workspace: Workspace, distilled: Artifact | None) -> dict[str, str]:
-    recipe = workspace.recipe
-    image_size, channels = workspace.train.image_size, workspace.train.channels
+def _facts(inputs: ReportInputs) -> dict[str, str]:
+    run, train, recipe = inputs.run, inputs.train, inputs.run.recipe
+    synthesis = recipe["synthesis"]
     facts = {
-        "recipe": recipe.name,
-        "reproduces": recipe.reproduces or "nothing stated",
-        "data": f"{recipe.data.full_name}: {len(workspace.train):,} training and {len(workspace.test):,} "
-        f"test images, {len(workspace.classes):,} classes, {image_size}×{image_size}×{channels}",
-        "start": f"{recipe.synthesis.initializer.full_name}, {recipe.synthesis.iterations:,} iterations",
-        "images per class": str(recipe.synthesis.ipc),
-        "seed": str(recipe.seed),
+        "recipe": str(recipe["name"]),
+        **{key: str(recipe[key]) for key in ("description", "reproduces") if recipe.get(key)},
+        "data": f"{inputs.data}: {len(train):,} training and {inputs.tests:,} test images, "
+        f"{len(train.classes):,} classes, {train.image_size}×{train.image_size}×{train.channels}",
+        "start": f"{synthesis['initializer']['use']}, {synthesis['iterations']:,} iterations",
+        "images per class": str(synthesis["ipc"]),
+        "seed": str(recipe["seed"]),
     }
-    if distilled is not None:
-        provenance = distilled.meta.get("provenance", {})
+    if run.has_images:
+        provenance = run.meta.get("provenance", {})
         facts["made with"] = f"gvbsm {provenance.get('gvbsm', '?')}, torch {provenance.get('torch', '?')}"
-        facts["key"] = distilled.key
+        facts["key"] = run.key
     return facts
 
 
 def _stages(
-    workspace: Workspace, events: list[dict[str, Any]], backbones: list[Unit]
+    files: Mapping[str, Sequence[Path]], events: list[dict[str, Any]]
 ) -> list[tuple[str, float | None, int]]:
     """Return (stage, seconds of its units over all times it was run, bytes of its artifacts)."""
     seconds: dict[str, float] = {}
@@ -174,81 +184,77 @@ def _stages(
             spent = sum(float(unit.get("seconds", 0)) for unit in event.get("summaries", {}).values())
             name = str(event["stage"]).split()[0]
             seconds[name] = seconds.get(name, 0.0) + spent
-    out = workspace.out
-    files = {
-        "pretrain": [unit.path for unit in backbones],
-        "measure": [unit.path for unit in measure.units(workspace, backbones)],
-        "synthesize": list((out / "units" / "synthesize").glob("*.safetensors")),
-        "assemble": list(out.glob("*/**/images.safetensors")),
-        "relabel": list(out.glob("*/**/labels-*.safetensors")),
-        "evaluate": list((out / "units" / "evaluate").glob("*.safetensors")),
-    }
     return [
         (stage, seconds.get(stage), sum(path.stat().st_size for path in files[stage] if path.exists()))
-        for stage in STAGES
+        for stage in files
     ]
 
 
-def _observe_all(
-    workspace: Workspace, backbones: list[Unit], samples: dict[str, Sample], notes: list[str]
+def _show_to_backbones(
+    inputs: ReportInputs, samples: dict[str, Sample], notes: list[str]
 ) -> list[tuple[str, float]]:
     """Show every sample to every backbone that is there; return the backbones' names and accuracies."""
-    found = []
-    for unit in backbones:
-        try:
-            module = pretrain.load(workspace, unit)
-            accuracy = float(unit.read().meta["top1"])
-        except GvbsmError:
-            notes.append(f"Backbone {unit.name} is not in the store (any more); give --store, or run again.")
+    names = []
+    for backbone in inputs.backbones:
+        if not backbone.path.exists():
+            notes.append(
+                f"Backbone {backbone.name} is not in the store (any more); give --store, or run again."
+            )
             continue
-        found.append((unit.name, accuracy))
+        try:
+            module, top1 = backbone.load()
+        except GvbsmError as error:
+            notes.append(f"Backbone {backbone.name} is damaged or does not fit: {error}")
+            continue
+        names.append((backbone.name, top1))
         for sample in samples.values():
-            sample.seen[unit.name] = observe(workspace, module, sample.images)
-    return found
+            sample.responses[backbone.name] = respond(module, sample.images, inputs.normalize)
+    return names
 
 
 @torch.no_grad()
-def observe(workspace: Workspace, module: nn.Module, images: Tensor) -> Observed:
-    """Pass uint8 images through a backbone and record its layers' statistics."""
+def respond(module: nn.Module, images: Tensor, normalize: Callable[[Tensor], Tensor]) -> Response:
+    """Pass uint8 images [n, C, H, W] through a backbone and record its layers' statistics."""
     linear = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    layers = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Conv2d)]
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
     features: list[Tensor] = []
-    sums: dict[str, Tensor] = {}
+    sums: dict[nn.Module, Tensor] = {}
 
-    def record(name: str) -> Any:
-        def hook(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            wide = inputs[0].double().transpose(0, 1).flatten(1)
-            moments = torch.stack([wide.mean(1), wide.square().mean(1)]) * len(inputs[0])
-            sums[name] = sums.get(name, 0) + moments.cpu()
+    def add(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        by_channel = inputs[0].double().transpose(0, 1).flatten(1)
+        powers = torch.stack([by_channel.mean(1), by_channel.square().mean(1)]) * len(inputs[0])
+        sums[part] = sums.get(part, 0) + powers.cpu()
 
-        return hook
+    def keep(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features.append(inputs[0].flatten(1).cpu())
 
-    handles = [part.register_forward_pre_hook(record(name)) for name, part in layers]
-    if linear:
-        handles.append(
-            linear[-1].register_forward_pre_hook(lambda _, seen: features.append(seen[0].flatten(1).cpu()))
-        )
+    handles = [part.register_forward_pre_hook(add) for part in convolutions]
+    handles += [part.register_forward_pre_hook(keep) for part in linear[-1:]]
     try:
-        logits = torch.cat([module(workspace.normalize(part)).float().cpu() for part in images.split(BATCH)])
+        logits = torch.cat([module(normalize(part)).float().cpu() for part in images.split(BATCH)])
     finally:
         for handle in handles:
             handle.remove()
-    names = [name for name, _ in layers if name in sums]
-    moments = [sums[name] / len(images) for name in names]
-    means = torch.stack([m[0].mean() for m in moments]) if moments else torch.zeros(0)
-    variances = torch.stack([(m[1] - m[0].square()).mean() for m in moments]) if moments else torch.zeros(0)
-    return Observed(logits, torch.cat(features) if features else logits, names, means, variances)
+    averages = [sums[part] / len(images) for part in convolutions if part in sums]
+    means = torch.tensor([float(mean.mean()) for mean, _ in averages], dtype=torch.float64)
+    variances = torch.tensor(
+        [float((square - mean.square()).mean()) for mean, square in averages], dtype=torch.float64
+    )
+    return Response(logits, torch.cat(features) if features else logits, means, variances)
 
 
-def _confusion(workspace: Workspace, records: list[dict[str, Any]]) -> tuple[str, Tensor] | None:
+def _confusion(
+    files: Sequence[Path], records: list[dict[str, Any]], classes: int
+) -> tuple[str, Tensor] | None:
     """Return (which student, counts [K, K]) of the first student trained on the distilled set, if stored."""
-    wanted = [record for record in records if record["set"] == "distilled" and record["labels"] == "soft"]
-    for path in sorted((workspace.out / "units" / "evaluate").glob("*.safetensors")) if wanted else ():
-        artifact = read(path, "accuracy")
-        record, cells = artifact.meta["record"], artifact.tensors.get("confusion")
-        if record == wanted[0] and cells is not None:
-            size = len(workspace.classes)
-            matrix = torch.zeros(size, size, dtype=torch.int64)
-            matrix[cells[:, 0], cells[:, 1]] = cells[:, 2]
-            return f"{record['student']}, seed {record['seed']}", matrix
+    wanted = [record for record in records if (record["set"], record["labels"]) == ("distilled", "soft")]
+    for path in files if wanted else ():
+        artifact = read(path, "accuracy") if path.exists() else None
+        if artifact is None or "confusion" not in artifact.tensors:
+            continue
+        if all(artifact.meta["record"].get(name) == wanted[0][name] for name in TRAINING):
+            matrix = torch.zeros(classes, classes, dtype=torch.int64)
+            true, predicted, counts = artifact.tensors["confusion"].unbind(1)
+            matrix[true, predicted] = counts
+            return f"{wanted[0]['student']}, seed {wanted[0]['seed']}", matrix
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from gvbsm.report import figures
 from gvbsm.report.figures import Figure, data_uri
-from gvbsm.report.gather import Run, Sample
-from gvbsm.results.scores import Scores, scores, spread
-from gvbsm.results.tables import grouped, labels_of, percent
+from gvbsm.report.gather import RunFacts, Sample
+from gvbsm.results.contact_sheet import contact_sheet
+from gvbsm.results.records import grouped, labels_of, mean_and_deviation, mean_text
+from gvbsm.results.tables import Table, accuracy_table, score_table
+from gvbsm.terminal import duration, size
 
 POINTS = 250
 STRIP, TILE = 10, 64
@@ -40,9 +43,9 @@ class Strip:
 class Page:
     """Everything that the template shows of one run."""
 
-    run: Run
-    accuracies: list[list[str]]
-    scores: list[list[str]]
+    run: RunFacts
+    accuracies: Table
+    scores: Table
     accuracy: list[Figure]
     strips: list[tuple[str, list[Strip]]]
     losses: list[Figure]
@@ -50,73 +53,61 @@ class Page:
     neighbours: list[Figure]
     layers: list[Figure]
     confusion: list[Figure]
-    per_class: list[list[str]]
-    stages: list[list[str]]
+    per_class: Table | None
+    stages: Table
 
 
-def render(run: Run, runs: int = 1) -> Page:
-    """Return the tables and figures of one of `runs` runs, which share the room for pictures."""
+def render(run: RunFacts, colours: Mapping[str, str], runs: int = 1) -> Page:
+    """Return the tables and figures of one of `runs` runs, which share the room for pictures.
+
+    colours: of loss terms, see `term_colours`.
+    """
     return Page(
         run,
-        accuracy_rows(run.records),
-        [score_row(score) for score in scores(run.records)],
+        accuracy_table(run.records),
+        score_table({run.name: run.records}),
         _accuracy(run),
         strips(run, PICTURE_BYTES // runs),
-        _losses(run),
+        _losses(run, colours),
         _similarity(run),
         _neighbours(run),
         _layers(run),
         _confusion(run),
         _per_class(run),
-        [_stage_row(*stage) for stage in run.stages],
+        _stages(run),
     )
 
 
-def accuracy_rows(records: list[dict[str, Any]]) -> list[list[str]]:
-    """Return set, labels, Top-1, best, seeds, student, IPC, image and label bytes, best set first."""
-    return [
-        [
-            rows[0]["set"],
-            labels_of(rows[0]),
-            percent([row["top1"] for row in rows]),
-            percent([row["best_top1"] for row in rows]),
-            str(len(rows)),
-            rows[0]["student"],
-            "all" if rows[0]["ipc"] is None else str(rows[0]["ipc"]),
-            f"{rows[0]['image_bytes']:,}",
-            f"{rows[0]['label_bytes']:,}",
-        ]
-        for rows in grouped(records)
-    ]
+def term_colours(runs: Sequence[RunFacts]) -> dict[str, str]:
+    """Return a colour for each loss term of all runs of a report: the same in each of its figures."""
+    terms = dict.fromkeys(term for run in runs for step in run.steps for term in step["values"])
+    losses = [term for term in terms if term not in NOT_LOSSES]
+    return {term: figures.PALETTE[at % len(figures.PALETTE)] for at, term in enumerate(losses)}
 
 
-def score_row(score: Scores) -> list[str]:
-    """Return student, IPC, HLR and IOR in points, LRS and ARS, and what to set for those that lack."""
-    values = [score.student, str(score.ipc), spread(score.hlr, 100, 1), spread(score.ior, 100, 1)]
-    return [*values, spread(score.lrs), spread(score.ars), ", ".join(score.missing)]
-
-
-def _accuracy(run: Run) -> list[Figure]:
+def _accuracy(run: RunFacts) -> list[Figure]:
     if not run.records:
         return []
+    several = len({record["student"] for record in run.records}) > 1
     rows = []
     for group in grouped(run.records):
-        values = [100 * row["top1"] for row in group]
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        name = f"{group[0]['set']}, {labels_of(group[0])}"
-        several = len({record["student"] for record in run.records}) > 1
-        name += f", {group[0]['student']}" if several else ""
-        rows.append((name, group[0]["set"], statistics.fmean(values), deviation))
-    told = "; ".join(f"{name} {value:.1f} %" for name, _, value, _ in rows)
+        mean, deviation = mean_and_deviation(100 * record["top1"] for record in group)
+        rows.append((_training(group[0], several), group[0]["set"], mean, deviation))
+    percents = "; ".join(f"{name} {value:.1f} %" for name, _, value, _ in rows)
     caption = "Students trained from scratch on each set; mean over seeds, lines: standard deviation."
-    return [figures.bars(rows, f"Bar chart of Top-1 accuracy by training set: {told}.", caption)]
+    return [figures.bars(rows, f"Bar chart of Top-1 accuracy by training set: {percents}.", caption)]
 
 
-def strips(run: Run, room: int) -> list[tuple[str, list[Strip]]]:
+def _training(record: Mapping[str, Any], several: bool) -> str:
+    """Return what a student was trained on, and which if there are `several`."""
+    return f"{record['set']}, {labels_of(record)}" + (f", {record['student']}" if several else "")
+
+
+def strips(run: RunFacts, room: int) -> list[tuple[str, list[Strip]]]:
     """Return, by class shown, the distilled images and real ones beside them, in about `room` bytes."""
     if "distilled" not in run.samples:
         return []
-    found: list[tuple[str, list[Strip]]] = []
+    shown: list[tuple[str, list[Strip]]] = []
     used = 0
     for label in run.shown:
         row = [
@@ -125,46 +116,33 @@ def strips(run: Run, room: int) -> list[tuple[str, list[Strip]]]:
             if bool((run.samples[which].labels == label).any())
         ]
         used += sum(len(strip.uri) for strip in row)
-        if used > room and found:
+        if used > room and shown:
             break
-        found.append((run.classes[label], row))
-    return found
+        shown.append((run.classes[label], row))
+    return shown
 
 
 def _strip(which: str, sample: Sample, label: int, name: str) -> Strip:
-    from PIL import Image
-
     images = sample.images[sample.labels == label][:STRIP]
-    image_size = images.shape[-1]
-    tile = min(image_size, TILE)
-    sheet = Image.new("RGBA", (len(images) * (tile + 1) - 1, tile))
-    for position, image in enumerate(images):
-        pixels = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
-        picture = Image.fromarray(pixels.contiguous().numpy()).convert("RGB")
-        sheet.paste(
-            picture.resize((tile, tile)) if tile < image_size else picture, (position * (tile + 1), 0)
-        )
+    tile = min(images.shape[-1], TILE)
     file = io.BytesIO()
-    sheet.save(file, "WEBP", lossless=tile <= LOSSLESS_SIDE, quality=80)
+    contact_sheet([images], tile).save(file, "WEBP", lossless=tile <= LOSSLESS_SIDE, quality=80)
     alt = f"{len(images)} {which} {'image' if len(images) == 1 else 'images'} of class {name}"
     return Strip(which, data_uri(file.getvalue(), "image/webp"), alt, len(images))
 
 
-def _losses(run: Run) -> list[Figure]:
+def _losses(run: RunFacts, colours: Mapping[str, str]) -> list[Figure]:
     """Loss terms over steps, weighted as added, averaged over image batches: a figure by backbone."""
     by_backbone: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for step in run.steps:
         name = step.get("labels", {}).get("backbone", "")
         # by unit: a run that was killed and went on has told some steps twice
         by_backbone.setdefault(name, {}).setdefault(step["step"], {})[step["unit"]] = step["values"]
-    found = []
+    drawn = []
     for name, steps in by_backbone.items():
         chosen = sorted(steps)[:: max(1, len(steps) // POINTS)]
-        terms = dict.fromkeys(
-            term for units in steps.values() for values in units.values() for term in values
-        )
         series = {}
-        for term in (term for term in terms if term not in NOT_LOSSES):
+        for term in colours:
             pairs = [
                 (step, statistics.fmean(values.get(term, 0.0) for values in steps[step].values()))
                 for step in chosen
@@ -175,8 +153,9 @@ def _losses(run: Run) -> list[Figure]:
         spans = "; ".join(f"{term} from {y[0]:.3g} to {y[-1]:.3g}" for term, (_, y) in series.items())
         alt = f"Loss terms over synthesis steps with backbone {name}: {spans or 'all zero'}."
         caption = f"{name}: loss terms, weighted as added (a term of 0 is not drawn)."
-        found.append(figures.lines(series, ("step", "loss"), alt, caption, logarithmic=bool(series)))
-    return found
+        axes = ("step", "loss")
+        drawn.append(figures.lines(series, axes, alt, caption, colours, logarithmic=bool(series)))
+    return drawn
 
 
 def similarity(features: Tensor) -> float:
@@ -188,13 +167,13 @@ def similarity(features: Tensor) -> float:
     return float((total - count) / (count * (count - 1)))
 
 
-def _similarity(run: Run) -> list[Figure]:
+def _similarity(run: RunFacts) -> list[Figure]:
     if not run.backbones:
         return []
     name = run.backbones[0][0]
     series: dict[str, list[float]] = {}
     for which, sample in run.samples.items():
-        features = sample.seen[name].features
+        features = sample.responses[name].features
         values = [similarity(features[sample.labels == label]) for label in run.shown]
         if not all(math.isnan(value) for value in values):
             series[which] = values
@@ -210,7 +189,7 @@ def _similarity(run: Run) -> list[Figure]:
     return [figures.grouped_bars(names, series, "cosine similarity", alt, caption)]
 
 
-def _neighbours(run: Run) -> list[Figure]:
+def _neighbours(run: RunFacts) -> list[Figure]:
     """t-SNE of the logits of real and distilled images together (Fig. 8)."""
     if not run.backbones or "distilled" not in run.samples:
         return []
@@ -218,7 +197,7 @@ def _neighbours(run: Run) -> list[Figure]:
 
     name = run.backbones[0][0]
     parts = {which: run.samples[which] for which in ("real", "distilled")}
-    logits = torch.cat([sample.seen[name].logits for sample in parts.values()])
+    logits = torch.cat([sample.responses[name].logits for sample in parts.values()])
     if len(logits) < 10:
         return []
     perplexity = min(30.0, (len(logits) - 1) / 4)
@@ -236,15 +215,15 @@ def _neighbours(run: Run) -> list[Figure]:
     return [figures.scatter(points, [run.classes[label] for label in run.shown], alt, caption)]
 
 
-def _layers(run: Run) -> list[Figure]:
+def _layers(run: RunFacts) -> list[Figure]:
     """Mean and variance of every convolution's input, distilled against real (Fig. 9)."""
-    found = []
+    drawn = []
     for name, accuracy in run.backbones:
-        real = run.samples["real"].seen[name]
+        real = run.samples["real"].responses[name]
         for what, values in (("mean", "means"), ("variance", "variances")):
             series = {}
             for which, sample in run.samples.items():
-                y = getattr(sample.seen[name], values).tolist()
+                y = getattr(sample.responses[name], values).tolist()
                 series[which] = (list(range(1, len(y) + 1)), y)
             gaps = []
             for which, (_, y) in series.items():
@@ -255,11 +234,11 @@ def _layers(run: Run) -> list[Figure]:
             caption = f"{name} ({accuracy:.1%} on real images): {what} of each convolution's input."
             logarithmic = what == "variance" and all(min(y) > 0 for _, y in series.values())
             labels = ("convolution", what)
-            found.append(figures.lines(series, labels, alt, caption, logarithmic, figures.SETS))
-    return found
+            drawn.append(figures.lines(series, labels, alt, caption, figures.SETS, logarithmic))
+    return drawn
 
 
-def _confusion(run: Run) -> list[Figure]:
+def _confusion(run: RunFacts) -> list[Figure]:
     if run.confusion is None:
         return []
     who, counts = run.confusion
@@ -273,22 +252,23 @@ def _confusion(run: Run) -> list[Figure]:
     return [figures.heat(shares, run.classes, alt, caption)]
 
 
-def _per_class(run: Run) -> list[list[str]]:
-    """Return rows of class, then Top-1 by group of records; the header row first; none if not stored."""
-    groups = [rows for rows in grouped(run.records) if all(row.get("per_class") for row in rows)]
+def _per_class(run: RunFacts) -> Table | None:
+    """Return Top-1 by class (rows) and training (columns); None if it is not stored."""
+    groups = [group for group in grouped(run.records) if all(record.get("per_class") for record in group)]
     if not groups or len(run.classes) > PER_CLASS_ROWS:
-        return []
-    students = len({rows[0]["student"] for rows in groups}) > 1
-    header = ["class"] + [
-        f"{rows[0]['set']}, {labels_of(rows[0])}" + (f", {rows[0]['student']}" if students else "")
-        for rows in groups
-    ]
-    body = []
+        return None
+    several = len({group[0]["student"] for group in groups}) > 1
+    rows = []
     for label, name in enumerate(run.classes):
-        cells = [[row["per_class"][label] for row in rows] for rows in groups]
-        body.append([name, *("–" if None in values else percent(values) for values in cells)])
-    return [header, *body]
+        values = [[record["per_class"][label] for record in group] for group in groups]
+        rows.append([name, *("–" if None in row else mean_text(row) for row in values)])
+    header = ["class", *(_training(group[0], several) for group in groups)]
+    return Table("Top-1 by class, %", header, rows)
 
 
-def _stage_row(stage: str, seconds: float | None, size: int) -> list[str]:
-    return [stage, "reused" if seconds is None else f"{seconds:,.1f} s", f"{size:,}"]
+def _stages(run: RunFacts) -> Table:
+    rows = [
+        [stage, "reused" if seconds is None else duration(seconds), size(count)]
+        for stage, seconds, count in run.stages
+    ]
+    return Table("Stages", ["stage", "time", "bytes on the disk"], rows)

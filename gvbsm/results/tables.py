@@ -1,94 +1,105 @@
-"""Text tables for the terminal."""
+"""Tables: made once, shown in the terminal, in Markdown, and by the report as HTML."""
 
 from __future__ import annotations
 
-import io
-import statistics
-from typing import Any
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
+import rich.table
 
 from gvbsm.recipe.loading import read_tables
-from gvbsm.results.scores import scores, spread
+from gvbsm.results.records import Record, grouped, labels_of, mean_text
+from gvbsm.results.scores import scores
+from gvbsm.terminal import WIDTH, size, text_of
 from gvbsm_registry import GvbsmError, Registry
 
-WIDTH = 110
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells below a header; its title says what they are."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def text(self, width: int = WIDTH) -> str:
+        """Return the table as text for a terminal of `width` characters."""
+        made = rich.table.Table(*self.header, title=self.title or None)
+        for row in self.rows:
+            made.add_row(*row)
+        return text_of(made, width)
+
+    def markdown(self) -> str:
+        """Return the table as Markdown, without its title."""
+        lines = [
+            self.header,
+            ["---"] * len(self.header),
+            *([escape(cell) for cell in row] for row in self.rows),
+        ]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def text_of(table: Table, width: int = WIDTH) -> str:
-    """Return a table as plain text."""
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(table, markup=False)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip()
+def escape(text: str) -> str:
+    """Return `text` so that Markdown and HTML show it as it is, on one line."""
+    one = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", one)
 
 
-def accuracy_table(records: list[dict[str, Any]]) -> str:
-    """Return Top-1 by set, labels and student: mean ± standard deviation over seeds, in percent."""
-    table = Table(title="Top-1 on the real test split")
-    for column in ("set", "labels", "IPC", "student", "Top-1 %", "best %", "seeds", "images", "label bytes"):
-        table.add_column(column)
-    for rows in grouped(records):
-        first = rows[0]
-        table.add_row(
-            first["set"],
-            labels_of(first),
-            "all" if first["ipc"] is None else str(first["ipc"]),
-            first["student"],
-            percent([row["top1"] for row in rows]),
-            percent([row["best_top1"] for row in rows]),
-            str(len(rows)),
-            f"{first['image_bytes']:,} B",
-            f"{first['label_bytes']:,}",
+def accuracy_table(records: Sequence[Record], title: str = "Top-1 on the real test split") -> Table:
+    """Return Top-1 in percent, mean ± standard deviation over seeds, by set, labels and student.
+
+    A sweep's points come before, each in a column of its own.
+    """
+    points = list(dict.fromkeys(name for record in records for name in record.get("point", {})))
+    header = [*points, "set", "labels", "IPC", "student", "Top-1 %", "best %", "seeds"]
+    rows = []
+    for group in grouped(records):
+        first = group[0]
+        rows.append(
+            [
+                *(str(first["point"].get(name, "")) for name in points),
+                first["set"],
+                labels_of(first),
+                "all" if first["ipc"] is None else str(first["ipc"]),
+                first["student"],
+                mean_text(record["top1"] for record in group),
+                mean_text(record["best_top1"] for record in group),
+                str(len(group)),
+                size(first["image_bytes"]),
+                size(first["label_bytes"]),
+            ]
         )
-    return text_of(table)
+    return Table(title, [*header, "image bytes", "label bytes"], rows)
 
 
-def grouped(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Group records that differ in the seed alone, best mean first."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for record in records:
-        key = (*(record[name] for name in ("set", "labels", "ipc", "student")), record.get("augmented", True))
-        groups.setdefault(key, []).append(record)
-    return sorted(groups.values(), key=lambda rows: -statistics.fmean(row["top1"] for row in rows))
+def score_table(runs: dict[str, Sequence[Record]]) -> Table:
+    """Return DD-Ranking's scores by run, student and images per class."""
+    rows = [
+        [
+            run,
+            score.student,
+            str(score.ipc),
+            mean_text(score.hlr),
+            mean_text(score.ior),
+            mean_text(score.lrs, 1, 3),
+            mean_text(score.ars, 1, 3),
+            ", ".join(score.missing),
+        ]
+        for run, records in runs.items()
+        for score in scores(records)
+    ]
+    header = ["run", "student", "IPC", "HLR", "IOR", "LRS", "ARS", "enable to compute"]
+    return Table("DD-Ranking's scores (LRS, ARS: 0 to 1; HLR, IOR: points)", header, rows)
 
 
-def labels_of(record: dict[str, Any]) -> str:
-    """Return "soft", "hard", or "hard, plain" for a student trained without augmentation."""
-    return record["labels"] if record.get("augmented", True) else f"{record['labels']}, plain"
-
-
-def percent(values: list[float]) -> str:
-    """Return "mean ± deviation" of fractions, in percent."""
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def recipe_table(registry: Registry) -> str:
-    """Return the shipped recipes and what each is, or why it can't be used."""
-    table = Table()
-    table.add_column("recipe")
-    table.add_column("what it is")
-    problems = []
+def recipe_table(registry: Registry) -> Table:
+    """Return the shipped recipes and what each is or reproduces, or why it can't be used."""
+    rows = []
     for name in sorted(registry.recipes()):
         try:
             tables = read_tables(registry.recipe(name))
-            table.add_row(name, str(tables.get("description") or tables.get("reproduces") or ""))
+            rows.append([name, str(tables.get("description") or tables.get("reproduces") or "")])
         except GvbsmError as error:
-            table.add_row(name, "can't be used: see below")
-            problems.append(str(error))
-    return "\n".join([text_of(table), *problems])
-
-
-def score_table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """Return DD-Ranking's scores by run, student and images per class."""
-    table = Table(title="DD-Ranking's scores (LRS, ARS: 0 to 1; HLR, IOR: points)")
-    for column in ("run", "student", "IPC", "HLR", "IOR", "LRS", "ARS", "set for what lacks"):
-        table.add_column(column)
-    for run, records in runs.items():
-        for score in scores(records):
-            points = (spread(score.hlr, 100, 1), spread(score.ior, 100, 1))
-            robust = (spread(score.lrs), spread(score.ars))
-            table.add_row(run, score.student, str(score.ipc), *points, *robust, ", ".join(score.missing))
-    return text_of(table)
+            rows.append([name, f"can't be used: {error}"])
+    return Table("", ["recipe", "what it is"], rows)

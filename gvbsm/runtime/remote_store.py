@@ -44,7 +44,8 @@ class RemoteStore:
         try:
             from fsspec.core import url_to_fs
 
-            return url_to_fs(self.url)
+            opened: tuple[Any, str] = url_to_fs(self.url)
+            return opened
         except ImportError as error:
             raise GvbsmError(f"--store {self.url}: {error}; install it") from error
         except ValueError as error:

@@ -1,10 +1,13 @@
-"""The five stages of a run. Imports nothing, for the command line lists them before anything is loaded."""
+"""The five stages. Each module plans units of work from a workspace and does one unit's work.
+
+Imports nothing, for `--help` lists the stages.
+"""
 
 STAGES = {
-    "pretrain": "Train the backbones [squeeze].",
+    "pretrain": "Train the backbones on the real data, or take given weights [squeeze].",
     "measure": "Record the real data's statistics.",
-    "synthesis": "Optimise the images [recover].",
+    "synthesis": "Optimise the images until they produce these statistics [recover].",
     "relabel": "Store the ensemble's soft labels.",
     "evaluation": "Train and test students.",
 }
-"""What each stage does, in the order in which they run."""
+"""In order, each by the one word that the command, the recipe and the artifacts call it, with its help."""

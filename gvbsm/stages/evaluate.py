@@ -179,10 +179,10 @@ def _record(
     return {
         "set": options["set"],
         "labels": options["labels"],
-        "augmented": options["labels"] == "soft" or options["augmentation"] is not None,
+        "augmented": options.get("augmentation", "as always") is not None,
         "ipc": ipc,
         "student": student.full_name,
-        "student_options": {key: value for key, value in options["student"].items() if key != "use"},
+        "student_options": options["student"],
         "seed": options["student_seed"],
         "top1": curve[-1][1],
         "best_top1": max(reached for _, reached in curve),

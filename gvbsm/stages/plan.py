@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from gvbsm.distilled.labels import LAYOUT
-from gvbsm.matching.terms import needs_measuring
+from gvbsm.matching.terms import measured_sites
 from gvbsm.recipe.fields import identities
 from gvbsm.recipe.schema import Recipe
+from gvbsm.results.records import labels_of, student_names
 from gvbsm.runtime.data import Data
 from gvbsm.runtime.units import Unit
 from gvbsm.stages import STAGES, evaluate, image_sets, measure, pretrain, real_images, relabel, synthesize
@@ -111,7 +112,7 @@ class Plan:
             model = backbone.model_copy(update={"weights": None}).build(
                 len(self.data.classes), train.image_size, train.channels
             )
-        return [matcher for matcher in self.recipe.synthesis.matchers if needs_measuring(matcher, model)]
+        return [matcher for matcher in self.recipe.synthesis.matchers if measured_sites(matcher, model)]
 
     @property
     def shards(self) -> list[Unit]:
@@ -251,14 +252,17 @@ class Plan:
     def students(self) -> list[Unit]:
         """One unit for each (set, kind of labels, augmented or not, student, seed)."""
         section = self.recipe.evaluation
+        names = student_names([student.to_recipe() for student in section.students])
         return [
-            self._student(student, seed, which, labels, augmented)
+            self._student(student, name, seed, which, labels, augmented)
             for which, labels, augmented in evaluate.trainings(section)
-            for student in section.students
+            for student, name in zip(section.students, names, strict=True)
             for seed in section.seeds
         ]
 
-    def _student(self, student: Backbone, seed: int, which: str, labels: str, augmented: bool) -> Unit:
+    def _student(
+        self, student: Backbone, name: str, seed: int, which: str, labels: str, augmented: bool
+    ) -> Unit:
         recipe = self.recipe
         protocol = recipe.pretrain if which == "full" else recipe.evaluation
         used: list[Any] = [student, protocol]
@@ -270,17 +274,16 @@ class Plan:
             "student": student.to_recipe(),
             "student_seed": seed,
         }
-        if labels == "hard":
-            view = recipe.relabel.augmentation if augmented and which != "full" else None
+        if labels == "hard" and which != "full":
+            view = recipe.relabel.augmentation if augmented else None
             options["augmentation"] = view.to_recipe() if view else None
             used.append(view)
         options["components"] = identities(self.registry, *used)
         inputs: dict[str, Any] = {"images": self.sets[which]} if which in self.sets else {}
         if labels == "soft":
             inputs["labels"] = tuple(self.labels[which])
-        name = (
-            f"{which}/{labels}{'' if augmented else ' without augmentation'} {student.full_name} seed {seed}"
-        )
+        told = labels_of({"labels": labels, "augmented": augmented})
+        unit_name = f"{which}/{told} {name} seed {seed}"
         work = evaluate.train_student
-        unit = Unit("evaluation", name, "accuracy", work, options, inputs, data_parallel=True)
+        unit = Unit("evaluation", unit_name, "accuracy", work, options, inputs, data_parallel=True)
         return unit.stored_in(self.out / "units" / "evaluation")

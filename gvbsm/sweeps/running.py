@@ -1,9 +1,8 @@
-"""Runs one recipe at many settings: comparisons of initializers, sweeps over keys, sweep files."""
+"""Runs one recipe at many settings: comparisons of initializers, sweeps over keys."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +11,14 @@ from typing import Any
 
 from gvbsm import pipeline
 from gvbsm.recipe.loading import find, read_tables
-from gvbsm.recipe.text import parse_value, split_list
-from gvbsm.results.scores import csv_text
+from gvbsm.recipe.text import parse_component, parse_value, split_list
+from gvbsm.results.records import read_records, write_records
 from gvbsm_registry import GvbsmError, Registry
-from gvbsm_registry.artifacts import digest, write_text
-from gvbsm_registry.discovery import unknown_name
+from gvbsm_registry.artifacts import digest
 
 Overrides = list[tuple[str, Any]]
-SWEEP_KEYS = ("recipe", "reproduces", "seeds", "set", "vary")
-AXIS_KEYS = ("key", "values", "labels", "name")
+Axis = tuple[str, Sequence[str], Sequence[Any], Sequence[Any]]
+"""What tables call it, the keys that it sets, their values, what tables call each value."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +30,30 @@ class Point:
 
     def folder(self, seed: int | None, common: Overrides) -> str:
         """A folder name that a person can read and that no other point has."""
-        told = [f"{name}-{value}" for name, value in self.labels.items()]
-        told += [] if seed is None else [f"seed-{seed}"]
-        text = re.sub(r"[^A-Za-z0-9.=-]+", "-", "_".join(told).replace("_", "~")).replace("~", "_")
+        parts = [f"{name}-{value}" for name, value in self.labels.items()]
+        parts += [] if seed is None else [f"seed-{seed}"]
+        text = re.sub(r"[^A-Za-z0-9.=-]+", "-", "_".join(parts).replace("_", "~")).replace("~", "_")
         return f"{text[:80].strip('-_.')}-{digest([self.labels, self.overrides, common, seed])[:6]}"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A recipe (name or path), what is set for all points, the points, and the recipe seeds of each."""
+    """A recipe (name or path), what is set for all points, the points, and the recipe seeds of each.
+
+    description: what it is, in one sentence; reproduces: the published table that it repeats, if any.
+    """
 
     recipe: str
     points: list[Point]
     overrides: Overrides = field(default_factory=list)
     seeds: tuple[int | None, ...] = (None,)
+    description: str = ""
     reproduces: str = ""
+
+    @property
+    def title(self) -> str:
+        """What stands above its table and plot."""
+        return self.description or self.reproduces
 
 
 def run(sweep: Sweep, out: Path, registry: Registry, **where: Any) -> list[dict[str, Any]]:
@@ -68,17 +75,10 @@ def run(sweep: Sweep, out: Path, registry: Registry, **where: Any) -> list[dict[
             registry=registry,
             **where,
         )
-        for record in pipeline.results(folder):
+        for record in read_records(folder):
             recipe_seed = {} if seed is None else {"recipe_seed": seed}
             records.append({**record, **recipe_seed, "point": point.labels, "folder": folder.name})
-    text = json.dumps({"schema": 1, "reproduces": sweep.reproduces, "records": records}, indent=1)
-    write_text(out / "results.json", text + "\n")
-    write_text(out / "results.csv", csv_text({**r, **_flat(r["point"])} for r in records))
-    return records
-
-
-def _flat(labels: dict[str, Any]) -> dict[str, Any]:
-    return {f"point {name}": value for name, value in labels.items()}
+    return write_records(out, records, description=sweep.description, reproduces=sweep.reproduces)
 
 
 def expand(tables: dict[str, Any], key: str, value: Any) -> Overrides:
@@ -103,14 +103,14 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     Raises GvbsmError if `text` is nothing of the kind.
     """
     key, equals, values = text.partition("=")
-    found = [parse_value(value.strip()) for value in split_list(values)]
-    if not equals or not key.strip() or not found:
+    parsed = [parse_value(value.strip()) for value in split_list(values)]
+    if not equals or not key.strip() or not parsed:
         raise GvbsmError(f"--vary {text}: is not a KEY=VALUE,VALUE; write for example synthesis.ipc=1,10")
-    return key.strip(), found
+    return key.strip(), parsed
 
 
-def product(axes: Iterable[tuple[str, Sequence[str], Sequence[Any], Sequence[Any]]]) -> list[Point]:
-    """Return the points of all combinations of axes: (name, keys, values, what to call each value)."""
+def product(axes: Iterable[Axis]) -> list[Point]:
+    """Return the points of all combinations of axes."""
     chosen = [
         [(name, keys, value, label) for value, label in zip(values, labels, strict=True)]
         for name, keys, values, labels in axes
@@ -138,20 +138,20 @@ def vary(recipe: str, varied: Sequence[str], overrides: Overrides, seeds: Sequen
             short_name(key) if names.count(short_name(key)) == 1 else key,
             [key],
             values,
-            list(map(show, values)),
+            list(map(value_name, values)),
         )
         for key, values in parsed
     ]
-    return Sweep(recipe, product(axes), _without_random(overrides), tuple(seeds) or (None,))
+    return Sweep(recipe, product(axes), without_random(overrides), tuple(seeds) or (None,))
 
 
-def show(value: Any) -> Any:
+def value_name(value: Any) -> Any:
     """Return how tables and folder names call a value: numbers and texts as they are, components by name."""
     if isinstance(value, dict):
-        rest = [f"{key}={show(inner)}" for key, inner in value.items() if key != "use"]
+        rest = [f"{key}={value_name(inner)}" for key, inner in value.items() if key != "use"]
         return " ".join([str(value.get("use", "")), *rest]).strip()
     if isinstance(value, list):
-        return "+".join(str(show(inner)) for inner in value) or "none"
+        return "+".join(str(value_name(inner)) for inner in value) or "none"
     return value if isinstance(value, int | float | str) else str(value)
 
 
@@ -163,7 +163,8 @@ def compare(
     overrides: Overrides,
     seeds: Sequence[int],
 ) -> Sweep:
-    """Return the sweep of `gvbsm compare`: initializers as coresets (no iterations) and as starts.
+    """Return the sweep of `gvbsm compare`: initializers, NAME[:key=value,...], as coresets
+    (no iterations) and as starts.
 
     Hard labels are trained on too, for coresets are published with them.
     """
@@ -172,68 +173,17 @@ def compare(
         size: dict[str, Any] = {} if ipc is None else {"ipc": ipc}
         sized = [("synthesis.ipc", value) for value in size.values()]
         for name in coresets:
-            chosen = [*sized, ("synthesis.initializer", name), ("synthesis.iterations", 0)]
+            chosen = [*sized, ("synthesis.initializer", parse_component(name)), ("synthesis.iterations", 0)]
             points.append(Point({**size, "images": f"{name} (coreset)"}, chosen))
         for name in distilled:
-            chosen = [*sized, ("synthesis.initializer", name)]
+            chosen = [*sized, ("synthesis.initializer", parse_component(name))]
             points.append(Point({**size, "images": f"distilled from {name}"}, chosen))
     if not points:
         raise GvbsmError("nothing to compare; give --initializer NAME or --distilled NAME, more than once")
-    common = [("evaluation.distilled_hard", True), *_without_random(overrides)]
+    common = [("evaluation.distilled_hard", True), *without_random(overrides)]
     return Sweep(recipe, points, common, tuple(seeds) or (None,))
 
 
-def _without_random(overrides: Overrides) -> Overrides:
+def without_random(overrides: Overrides) -> Overrides:
     """Leave out the random baseline, which would be trained anew at each point, unless it is asked for."""
     return [("evaluation.random_baseline", False), *overrides]
-
-
-def shipped(registry: Registry) -> dict[str, Path]:
-    """Return the shipped sweep files by name: those in a folder `sweeps` beside a shipped recipe."""
-    folders = {path.parent / "sweeps" for path in registry.recipes().values()}
-    return {path.stem: path for folder in sorted(folders) for path in sorted(folder.glob("*.toml"))}
-
-
-def load(
-    source: str, registry: Registry, recipe: str | None, overrides: Overrides, seeds: Sequence[int]
-) -> Sweep | None:
-    """Return the sweep file called `source` (a shipped name, or a path), or None if it is not a sweep.
-
-    A sweep file is TOML: recipe, reproduces, seeds, [set] with dotted keys, and [[vary]] with `key` (one or
-    several), `values`, and optionally `labels` (what tables call the values) and `name`. recipe, overrides
-    and seeds come from the command line and win. Raises GvbsmError if something in it is wrong.
-    """
-    path = shipped(registry).get(source) or Path(source).expanduser()
-    if source in registry.recipes() or not path.is_file():
-        return None
-    tables = read_tables(path)
-    if "vary" not in tables:
-        return None
-    for key in tables:
-        if key not in SWEEP_KEYS:
-            raise GvbsmError(f"sweep {path}: {unknown_name('key', key, SWEEP_KEYS)}")
-    settings = list(tables.get("set", {}).items())
-    chosen = seeds or tuple(tables.get("seeds", ()))
-    axes = [_axis(path, position, axis) for position, axis in enumerate(tables["vary"])]
-    return Sweep(
-        recipe or str(tables.get("recipe", "digits")),
-        product(axes),
-        _without_random([*settings, *overrides]),
-        tuple(chosen) or (None,),
-        str(tables.get("reproduces", "")),
-    )
-
-
-def _axis(path: Path, position: int, axis: Any) -> tuple[str, list[str], list[Any], list[Any]]:
-    where = f"sweep {path}: vary.{position}"
-    if not isinstance(axis, dict) or not {"key", "values"} <= axis.keys():
-        raise GvbsmError(f"{where}: needs key and values")
-    for key in axis:
-        if key not in AXIS_KEYS:
-            raise GvbsmError(f"{where}: {unknown_name('key', key, AXIS_KEYS)}")
-    keys = [axis["key"]] if isinstance(axis["key"], str) else list(axis["key"])
-    values = axis["values"]
-    labels = axis.get("labels", [show(value) for value in values])
-    if len(labels) != len(values) or not values:
-        raise GvbsmError(f"{where}: has {len(values)} values and {len(labels)} labels; give one for each")
-    return str(axis.get("name", short_name(keys[0]))), keys, values, labels

@@ -1,1 +1,1 @@
-"""First-party plugins; each module or folder here is one, found like anyone else's by its entry point."""
+"""First-party plugins: each module or folder here but `pictures`, a library, is one with an entry point."""

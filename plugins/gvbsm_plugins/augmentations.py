@@ -12,7 +12,7 @@ from gvbsm_registry import Augmentation, Component, View, hookimpl, identity_vie
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-TRIES = 10
+MAX_TRIES = 10
 
 
 class WholeImage(Augmentation):
@@ -69,14 +69,18 @@ class ResizedCrop(_FlipRoll):
 
     name = "resized_crop"
 
-    scale: tuple[float, float] = Field((0.08, 1.0), description="least and largest share of the image's area")
-    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="least and largest width/height of a box")
+    scale: tuple[float, float] = Field(
+        (0.08, 1.0), description="smallest and largest share of the image's area"
+    )
+    ratio: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="smallest and largest width/height of a box"
+    )
 
     @field_validator("scale", "ratio")
     @classmethod
     def _ordered(cls, limits: tuple[float, float]) -> tuple[float, float]:
         if not 0 < limits[0] <= limits[1] < math.inf:
-            raise ValueError("must be two positive numbers, the lesser first")
+            raise ValueError("must be two positive numbers, the smaller first")
         return limits
 
     @field_validator("scale")
@@ -92,22 +96,22 @@ class ResizedCrop(_FlipRoll):
         def uniform(low: float, high: float, *shape: int) -> Tensor:
             return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
-        area = image_size * image_size * uniform(*self.scale, count, TRIES)
-        ratio = uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), count, TRIES).exp()
+        area = image_size * image_size * uniform(*self.scale, count, MAX_TRIES)
+        ratio = uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), count, MAX_TRIES).exp()
         sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=-1).round()
         fits = ((sizes > 0) & (sizes <= image_size)).all(-1)
         first = fits.int().argmax(1)  # of equal values argmax takes the first
         size = sizes[torch.arange(count), first]
         corner = (uniform(0, 1, count, 2) * (image_size - size + 1)).floor()
 
-        central = torch.tensor(self._fallback(image_size), dtype=torch.float64)
-        found = fits.any(1, keepdim=True)
-        size = torch.where(found, size, central)
-        corner = torch.where(found, corner, ((image_size - central) / 2).floor())
+        central = torch.tensor(self._largest_box(image_size), dtype=torch.float64)
+        any_fits = fits.any(1, keepdim=True)
+        size = torch.where(any_fits, size, central)
+        corner = torch.where(any_fits, corner, ((image_size - central) / 2).floor())
         boxes = torch.cat([corner, size], dim=1).float()
         return View(boxes, self.flips(count, generator), self.rolls(count, generator))
 
-    def _fallback(self, image_size: int) -> tuple[float, float]:
+    def _largest_box(self, image_size: int) -> tuple[float, float]:
         """Return (height, width) of the largest box of allowed shape."""
         low, high = self.ratio
         if low > 1:

@@ -11,12 +11,12 @@ from gvbsm_registry import Codec, Component, hookimpl
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGEST = 65504.0  # of float16
+MAX_HALF = 65504.0
 
 
 def _half(values: Tensor) -> Tensor:
     """Return the nearest float16 values; what lies beyond its range becomes its largest value."""
-    return values.clamp(-LARGEST, LARGEST).half()
+    return values.clamp(-MAX_HALF, MAX_HALF).half()
 
 
 class Half(Codec):
@@ -67,15 +67,15 @@ class Largest(Codec):
         import torch
 
         classes = logits.shape[1]
-        kept = min(self.k, classes)
+        k = min(self.k, classes)
         # Stable, so that of equal logits the lower class is kept on every device.
         order = logits.argsort(stable=True, dim=1, descending=True)
-        index, others = order[:, :kept], logits.gather(1, order[:, kept:])
+        index, others = order[:, :k], logits.gather(1, order[:, k:])
         dtype = torch.uint8 if classes <= 256 else torch.int16 if classes <= 2**15 else torch.int32
         parts = {"values": _half(logits.gather(1, index)), "index": index.to(dtype)}
-        if classes > kept:
+        if classes > k:
             wide = others.double()
-            value = wide.logsumexp(1) - torch.tensor(float(classes - kept)).log()
+            value = wide.logsumexp(1) - torch.tensor(float(classes - k)).log()
             parts["rest"] = _half(value if self.rest == "mass" else wide.mean(1))
         return parts
 

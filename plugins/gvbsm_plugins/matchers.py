@@ -65,7 +65,7 @@ class ConvPatchMatcher(Matcher):
 
     name = "conv_patch"
 
-    patch_size: int = Field(4, ge=1, description="N_p: patch patch_size in pixels of the site's map")
+    patch_size: int = Field(4, ge=1, description="N_p: patch side in pixels of the site's map")
 
     def sites(self, model: Module) -> list[str]:
         from torch.nn import Conv2d

@@ -6,6 +6,7 @@ from gvbsm_registry.artifacts import Artifact
 from gvbsm_registry.discovery import Plugin, Registry, discover, hookimpl
 from gvbsm_registry.errors import GvbsmError
 from gvbsm_registry.events import StageFinished, StageStarted, Step
+from gvbsm_registry.finished import FinishedRun
 from gvbsm_registry.kinds import (
     CONTRACT_VERSION,
     KINDS,
@@ -42,6 +43,7 @@ __all__ = [
     "Ensembler",
     "Executor",
     "Exporter",
+    "FinishedRun",
     "GvbsmError",
     "Initializer",
     "Matcher",

@@ -87,7 +87,7 @@ class Registry:
         if (kind.kind, name) not in self._owners and "/" in name and not name.endswith("/"):
             family = name.split("/", 1)[0] + "/*"
             name = family if (kind.kind, family) in self._owners else name
-        component, _ = self._owner(kind.kind, name, self.names(kind))
+        component: type[C] = self._owner(kind.kind, name, self.names(kind))[0]
         assert issubclass(component, kind)
         return component
 
@@ -140,6 +140,7 @@ class Registry:
         Raises GvbsmError if there is none or more than one, or its file can't be read or is not TOML, naming
         the plugins that ship it.
         """
+        path: Path
         path, plugin = self._owner("recipe", name, self.recipes())
         for problem in _recipe_problems(path):
             raise GvbsmError(f"{plugin.owner}: {problem}")

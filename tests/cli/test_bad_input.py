@@ -10,12 +10,11 @@ from pathlib import Path
 import cli_helpers
 import pytest
 import torch
-from cli_helpers import Run, contents, done, invoke, leftovers, product, refused
+from cli_helpers import contents, done, invoke, leftovers, product, refused
+from conftest import Run
 
 from gvbsm import pipeline
 from gvbsm_registry import Artifact, Backbone, GvbsmError, artifacts, discover
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE = 8
 
@@ -171,7 +170,7 @@ def test_data_given_relative_to_the_working_directory(
     monkeypatch.chdir(tmp_path)
     done("run", folder_recipe, "--data", "data", "--out", "out", "--store", "store")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    done("evaluate", "../out", "--store", "../store")
+    done("evaluation", "../out", "--store", "../store")
 
 
 # Recipes and options ----------------------------------------------------------------------------------
@@ -201,7 +200,10 @@ def test_data_given_relative_to_the_working_directory(
         (["--set", "synthesis.learning_rate=nan"], ["synthesis.learning_rate"]),
         (["--set", "synthesis.learning_rate=inf"], ["synthesis.learning_rate"]),
         (["--set", "synthesis=3"], ["synthesis", "got 3"]),
-        (["--set", "synthesis.batching=reordered"], ["synthesis.batching", "'reorder' or 'original'"]),
+        (
+            ["--set", "synthesis.batching=by_classes"],
+            ["synthesis.batching", "'by_class' or 'across_classes'"],
+        ),
         (["--set", "synthesis"], ["--set synthesis", "KEY=VALUE"]),
         (["--set", "=3"], ["KEY=VALUE"]),
         (["--set", "backbones.7.width=3"], ["backbones.7.width", "list of 2"]),
@@ -308,14 +310,14 @@ def test_files_where_folders_belong(tiny: Path, store: Path, tmp_path: Path) -> 
     refused(invoke("run", tiny, "--out", file, "--store", store), "--out", file)
     refused(invoke("run", tiny, "--out", file / "below", "--store", store), "--out", file)
     refused(invoke("run", tiny, "--out", tmp_path / "out", "--store", file), "--store", file)
-    refused(invoke("evaluate", file, "--store", store), file, "recipe.toml")
+    refused(invoke("evaluation", file, "--store", store), file, "recipe.toml")
     assert file.read_text() == "mine"
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("stage", pipeline.STAGES)
 def test_stages_of_no_run_folder(stage: str, tmp_path: Path) -> None:
-    refused(invoke(stage, tmp_path / "none"), tmp_path / "none", "no run folder", "gvbsm run")
+    refused(invoke(stage, tmp_path / "none"), tmp_path / "none", "is not a run folder", "gvbsm run")
     refused(invoke(stage, tmp_path), tmp_path, "recipe.toml")
     assert not list(tmp_path.iterdir())
 
@@ -324,7 +326,7 @@ def test_a_broken_recipe_in_the_run_folder(copied: Run, tiny: Path) -> None:
     path = copied.out / "recipe.toml"
     path.write_text("[broken")
     before = contents(copied.out)
-    refused(invoke("evaluate", copied.out, "--store", copied.store), path, "is not TOML")
+    refused(invoke("evaluation", copied.out, "--store", copied.store), path, "is not TOML")
     refused(invoke("run", tiny, "--out", copied.out, "--store", copied.store), path, "is not TOML")
     assert contents(copied.out) == before
 
@@ -333,9 +335,9 @@ def test_a_broken_recipe_in_the_run_folder(copied: Run, tiny: Path) -> None:
 def test_broken_results_are_refused_and_written_again(text: str, copied: Run, finished: Run) -> None:
     path = copied.out / "results.json"
     path.write_text(text)
-    with pytest.raises(GvbsmError, match=r"results\.json.*gvbsm evaluate"):
+    with pytest.raises(GvbsmError, match=r"results\.json.*gvbsm evaluation"):
         pipeline.results(copied.out)
-    done("evaluate", copied.out, "--store", copied.store)
+    done("evaluation", copied.out, "--store", copied.store)
     assert path.read_bytes() == (finished.out / "results.json").read_bytes()
 
 
@@ -380,7 +382,7 @@ def test_a_damaged_artifact(place: str, damage: object, tiny: Path, copied: Run,
     before = cli_helpers.artifacts(copied.out.parent)
     line = refused(invoke(*run), path)
     assert "delete the file" in line or "not written by gvbsm" in line
-    refused(invoke("evaluate", copied.out, "--store", copied.store), path)
+    refused(invoke("evaluation", copied.out, "--store", copied.store), path)
     assert cli_helpers.artifacts(copied.out.parent) == before
     if damage is alter:
         path.unlink()

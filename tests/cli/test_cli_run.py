@@ -130,9 +130,9 @@ def test_each_stage_alone(finished: Run, store: Path, tmp_path: Path) -> None:
     made = {
         "pretrain": set(),
         "measure": set(),
-        "synthesize": {"distilled/images.safetensors", "baselines/random/images.safetensors"},
+        "synthesis": {"distilled/images.safetensors", "baselines/random/images.safetensors"},
         "relabel": {"distilled/labels-00002.safetensors", "baselines/random/labels-00002.safetensors"},
-        "evaluate": {"results.json"},
+        "evaluation": {"results.json"},
     }
     expected: set[str] = set()
     for stage, names in made.items():
@@ -144,12 +144,28 @@ def test_each_stage_alone(finished: Run, store: Path, tmp_path: Path) -> None:
     assert cli_helpers.product(out) == cli_helpers.product(finished.out)
 
 
+def test_a_stage_ends_with_a_report_if_asked_to(finished: Run, store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "recipe.toml").write_bytes((finished.out / "recipe.toml").read_bytes())
+    done("pretrain", out, "--store", store)
+    assert not (out / "report.html").exists()
+    done("pretrain", out, "--store", store, "--report")
+    assert "There are no accuracies yet" in (out / "report.html").read_text()
+    assert not (out / "README.md").exists()
+    done("synthesis", out, "--store", store, "--report")
+    assert "# Condensed set: tiny" in (out / "README.md").read_text()
+    (out / "report.html").unlink()
+    done("evaluation", out, "--store", store)
+    assert not (out / "report.html").exists()
+
+
 def test_stages_go_on_after_the_recipe_is_edited(copied: Run) -> None:
     path = copied.out / "recipe.toml"
     text = path.read_text().replace("test_every = 3", "test_every = 2")
     path.write_text(f"# a note of mine\n{text}")
     before = cli_helpers.artifacts(copied.out / "distilled")
-    done("evaluate", copied.out, "--store", copied.store)
+    done("evaluation", copied.out, "--store", copied.store)
     assert cli_helpers.artifacts(copied.out / "distilled") == before
     assert "# a note of mine" in path.read_text()
     assert cli_helpers.events(copied.out, "stage_started")[-1]["units"] == 3
@@ -265,7 +281,7 @@ def test_from_python(finished: Run, store: Path, tiny: Path, tmp_path: Path) -> 
     assert out == tmp_path / "out"
     assert cli_helpers.product(out) == cli_helpers.product(finished.out)
     overrides = [("synthesis.ipc", 1), ("synthesis.iterations", 1)]
-    until = gvbsm.run(tiny, out=tmp_path / "b", store=store, overrides=overrides, until="synthesize")
+    until = gvbsm.run(tiny, out=tmp_path / "b", store=store, overrides=overrides, until="synthesis")
     assert len(gvbsm.DistilledDataset(until / "distilled")) == 10
     assert not (until / "results.json").exists()
 

@@ -13,6 +13,7 @@ import pytest
 
 import gvbsm
 from gvbsm.cli.main import main
+from gvbsm.stages import STAGES
 
 FLAGS = Path(__file__).with_name("flags.txt")
 
@@ -33,13 +34,13 @@ def test_help_is_instant() -> None:
     assert seconds(cli_helpers.command("--help")) < max(0.3, 8 * bare)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["evaluate", "-h"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["evaluation", "-h"]])
 def test_help_imports_neither_torch_nor_a_plugin(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom gvbsm.cli.main import main\n"
         f"main({arguments!r}, standalone_mode=False)\n"
-        "print(sorted({'torch', 'torchvision', 'timm', 'sklearn', 'pydantic', 'pluggy', 'gvbsm_registry',"
-        " 'gvbsm_plugins'} & set(sys.modules)), file=sys.stderr)"
+        "print(sorted({'torch', 'torchvision', 'timm', 'sklearn', 'pydantic', 'pluggy', 'rich',"
+        " 'gvbsm_registry', 'gvbsm_plugins'} & set(sys.modules)), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stderr == "[]\n"
@@ -78,8 +79,42 @@ def test_the_flags_of_the_design_exist() -> None:
     flags = "recipe --ipc --matcher --backbone --regularizer --set --data --out --store --device --seed"
     for flag in flags.split(" "):
         assert any(line.startswith(f"run {flag} ") for line in recorded), flag
-    for stage in ("pretrain", "measure", "synthesize", "relabel", "evaluate"):
+    for stage in STAGES:
         assert f"{stage} out path" in recorded
+
+
+@pytest.mark.parametrize(("old", "new"), [("synthesize", "synthesis"), ("evaluate", "evaluation")])
+def test_an_old_command_says_what_it_is_called(old: str, new: str) -> None:
+    line = cli_helpers.refused(cli_helpers.invoke(old, "out"))
+    assert line == f"gvbsm: unknown command {old!r}; it is called {new}\n"
+
+
+def test_commands_recipe_and_pipeline_call_the_stages_alike() -> None:
+    from gvbsm import pipeline
+    from gvbsm.recipe.schema import Recipe
+
+    assert tuple(STAGES) == pipeline.STAGES
+    assert [name for name in Recipe.model_fields if name in main.commands] == list(STAGES)
+
+
+def test_store_is_one_option() -> None:
+    types = {
+        name: repr(parameter.type)
+        for name, command in main.commands.items()
+        for parameter in command.params
+        if parameter.name == "store"
+    }
+    assert {"run", *STAGES, "report", "estimate", "compare", "sweep", "import"} == set(types)
+    assert len(set(types.values())) == 1
+    store = next(parameter for parameter in main.commands["estimate"].params if parameter.name == "store")
+    assert store.type.convert("s3://bucket/a", store, None) == "s3://bucket/a"
+    assert store.type.convert("a/b", store, None) == Path("a/b")
+
+
+def test_python_m_gvbsm() -> None:
+    command = [sys.executable, "-m", "gvbsm", "--version"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert shown == f"gvbsm, version {gvbsm.__version__}\n"
 
 
 def test_a_wrong_flag_is_a_usage_error() -> None:

@@ -115,7 +115,7 @@ def test_a_stage_alone_goes_on_where_a_run_was_killed(tiny: Path, copied: Run, f
     for path in gone:
         path.unlink()
     before = artifacts(copied.out, copied.store)
-    done("evaluate", copied.out, "--store", copied.store)
+    done("evaluation", copied.out, "--store", copied.store)
     after = artifacts(copied.out, copied.store)
     assert {path: after[path] for path in before} == before
     assert product(copied.out) == product(finished.out)

@@ -12,13 +12,15 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import cli_helpers
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from gvbsm.authoring import pages as plugin_pages
 from gvbsm.authoring import scaffold
-from gvbsm.cli.main import COMPONENTS, main
+from gvbsm.cli.main import main
+from gvbsm.cli.options import COMPONENTS
 from gvbsm.recipe.loading import make
 from gvbsm_registry import KINDS, Component, GvbsmError, Matcher, Registry, Schedule, discover
 from gvbsm_registry.testing import check
@@ -42,6 +44,15 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (info / "entry_points.txt").write_text("[gvbsm]\nbreaks = module_that_breaks\n")
 
 
+def install(folder: Path, name: str, text: str) -> None:
+    """Make the module `name` in `folder`, which is on the path, the plugin of a distribution of its own."""
+    (folder / f"{name}.py").write_text(text)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[gvbsm]\n{name} = {name}\n")
+
+
 def test_the_table_names_everything() -> None:
     shown = invoke("plugins").output
     flat = re.sub(r"[│\s]+", " ", shown)
@@ -61,6 +72,66 @@ def test_a_broken_plugin_is_shown_with_cause_and_remedy() -> None:
     assert broken["problems"][0].endswith("fix or uninstall it")
     last = invoke("plugins").output.splitlines()[-1]
     assert last == f"plugin 'breaks' of gvbsm-breaks 3.1: {broken['problems'][0]}"
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_problem_is_exit_code_1_and_the_list_is_printed_all_the_same() -> None:
+    assert invoke("plugins").exit_code == invoke("plugins", "--json").exit_code == 1
+    assert "conv_patch" in invoke("plugins").output
+    assert invoke("--no-plugins", "plugins").exit_code == 0
+
+
+def test_a_plugin_that_prints_leaves_json_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    install(
+        tmp_path,
+        "talker",
+        "from gvbsm_registry import hookimpl\nprint('hello from the module')\n"
+        "@hookimpl\ndef gvbsm_components():\n    print('hello from the hook')\n    return []\n",
+    )
+    result = cli_helpers.done("plugins", "--json")
+    assert "talker" in {record["plugin"] for record in json.loads(result.stdout)}
+    assert result.stderr == "hello from the module\nhello from the hook\n"
+    sys.modules.pop("talker")
+
+
+SETS = """
+from pathlib import Path
+from gvbsm_registry import Component, Regularizer, hookimpl
+from pydantic import Field
+
+class Keeps(Regularizer):
+    \"\"\"Has defaults of many types.\"\"\"
+
+    name = "keeps"
+    classes: set[str] = Field({"ape"}, description="a set")
+    later: set[str] = Field(default_factory=set, description="made when it is asked for")
+    table: dict[str, set[int]] = Field({"a": {1}}, description="a table of sets")
+    text: str = Field("a", description="a text")
+
+    def loss(self, images, labels):
+        return images.mean()
+
+@hookimpl
+def gvbsm_components():
+    return [Keeps]
+"""
+
+
+def test_a_page_of_defaults_that_toml_has_no_word_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    install(tmp_path, "keeper", SETS)
+    page = cli_helpers.done("plugins", "show", "keeps").stdout
+    assert "made when it is asked for" in page
+    sys.modules.pop("keeper")
+    (snippet,) = re.findall(r"(?ms)^    \[\[synthesis\.regularizers\]\]$.*", page)
+    (table,) = tomllib.loads(snippet)["synthesis"]["regularizers"]
+    assert table == {"use": "keeps", "text": "a", "weight": 1.0} | {
+        name: table[name] for name in ("classes", "table") if name in table
+    }
+    assert "classes" in snippet
 
 
 @pytest.mark.usefixtures("broken")
@@ -116,7 +187,7 @@ def test_a_page_shows_types_defaults_limits_and_help() -> None:
     shown = invoke("plugins", "show", "conv_patch").output
     row = next(line for line in shown.splitlines() if " patch_size " in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        "image_size",
+        "patch_size",
         "int, ≥ 1",
         "4",
         "N_p: patch side in pixels of the site's map",
@@ -222,9 +293,46 @@ def test_a_new_packages_own_tests_pass(tmp_path: Path) -> None:
     assert re.search(r"\d+ passed", done.stdout)
 
 
+def test_what_is_said_of_an_exporter_is_a_command(tmp_path: Path) -> None:
+    shown = invoke("plugins", "new", "gvbsm-mine", "--kind", "exporter", "--dir", str(tmp_path)).output
+    commands = [shown, (tmp_path / "gvbsm-mine" / "README.md").read_text()]
+    commands.append(invoke("plugins", "show", "exporter:imagefolder").output.replace("imagefolder", "mine"))
+    known = [flag for parameter in main.commands["export"].params for flag in parameter.opts]
+    for text in commands:
+        (flag,) = re.findall(r"gvbsm export OUT DESTINATION (\S+) mine", text)
+        assert flag in known
+
+
+@pytest.mark.parametrize(
+    ("package", "kind"),
+    [
+        ("gvbsm-2x", "matcher"),
+        ("gvbsm-class", "schedule"),
+        ("gvbsm-none", "regularizer"),
+        ("gvbsm-view", "augmentation"),
+        ("gvbsm-tensor-split", "dataset"),
+        ("gvbsm-field", "codec"),
+        ("lambda-thing", "objective"),
+    ],
+)
+def test_a_new_package_can_be_imported_whatever_it_is_called(
+    package: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaffold.create(package, kind, tmp_path, REGISTRY)
+    monkeypatch.syspath_prepend(str(tmp_path / package))
+    module = package.replace("-", "_")
+    registry = discover([metadata.EntryPoint("it", module, "gvbsm")])
+    assert registry.problems() == []
+    (component,) = registry.components()
+    assert component.name == scaffold.component_name(package)
+    check(component())
+    sys.modules.pop(module)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["class", "--kind", "matcher"], "'class' is a word of Python"),
         (["gvbsm-x", "--kind", "macher"], "unknown kind 'macher'; did you mean 'matcher'"),
         (["Gvbsm X", "--kind", "matcher"], "is not a package name"),
         (["gvbsm", "--kind", "matcher"], "is not a package name"),
@@ -286,7 +394,7 @@ def test_shells_complete_installed_names(shell: str) -> None:
     [
         ("gvbsm run dig", ["digits"]),
         ("gvbsm run --executor loc", ["local"]),
-        ("gvbsm run --matcher conv_patch:s", ["conv_patch:patch_size="]),
+        ("gvbsm run --matcher conv_patch:p", ["conv_patch:patch_size="]),
         ("gvbsm run --matcher conv_patch:patch_size=4,mom", ["conv_patch:patch_size=4,momentum="]),
         ("gvbsm run --backbone timm", ["timm/"]),
         ("gvbsm plugins show conv_p", ["conv_patch"]),

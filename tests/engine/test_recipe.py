@@ -185,6 +185,10 @@ def test_values_are_toml_or_text(text, value):
         ("convnet:weights=/a:b=c.pth", {"use": "convnet", "weights": "/a:b=c.pth"}),
         ('x:name="a,b",y={a=[1,2],b=2}', {"use": "x", "name": "a,b", "y": {"a": [1, 2], "b": 2}}),
         ("x: image_size = 2", {"use": "x", "image_size": 2}),
+        (r'x:name="a\"b,c",y=1', {"use": "x", "name": 'a"b,c', "y": 1}),
+        (r"x:name='a\',y=1", {"use": "x", "name": "a\\", "y": 1}),
+        ('x:name="[",y=1', {"use": "x", "name": "[", "y": 1}),
+        ("x:name=it's,y=1", {"use": "x", "name": "it's", "y": 1}),
     ],
 )
 def test_components_on_the_command_line(text, table):

@@ -103,7 +103,7 @@ def program(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[st
 
 
 def command(*args: str | Path) -> list[str]:
-    return [sys.executable, "-m", "gvbsm.cli.main", *map(str, args)]
+    return [sys.executable, "-m", "gvbsm", *map(str, args)]
 
 
 def environment(**more: str) -> dict[str, str]:

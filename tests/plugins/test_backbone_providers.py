@@ -43,9 +43,10 @@ def saved(path: Path, save: Callable[[Any, Path], None], what: Any) -> str:
         (Timm(variant="vit_tiny_patch16_224", options={"img_size": 32, "patch_size": 4, "depth": 2}), 32),
         (Timm(variant="vit_tiny_patch16_224", options={"patch_size": 7, "depth": 2}), 28),
     ],
-    ids=lambda value: getattr(value, "title", str(value)),
+    ids=lambda value: getattr(value, "full_name", str(value)),
 )
 def test_providers_take_classes_sides_and_grey(backbone: Backbone, image_size: int, channels: int) -> None:
+    torch.manual_seed(0)
     model = backbone.build(7, image_size, channels).train()
     images = torch.randn(2, channels, image_size, image_size, requires_grad=True)
     logits = model(images)
@@ -92,7 +93,7 @@ def test_grey_is_three_equal_colours() -> None:
         (Timm(variant="resnet18.a1_in1m"), "'resnet18.a1_in1k'"),
         (Torchvision(variant="fcn_resnet50"), "'resnet50'"),  # segmentation, no classifier
     ],
-    ids=lambda value: getattr(value, "title", str(value)),
+    ids=lambda value: getattr(value, "full_name", str(value)),
 )
 def test_unknown_names_list_the_nearest_five(backbone: Backbone, near: str) -> None:
     with pytest.raises(GvbsmError, match=r"unknown (torchvision|timm) model") as caught:
@@ -110,7 +111,7 @@ def test_unknown_names_list_the_nearest_five(backbone: Backbone, near: str) -> N
         (Timm(variant="resnet10t", options={"num_classes": 4}), 32, "num_classes"),
         (Timm(variant="resnet10t", options={"features_only": True}), 32, "list"),
     ],
-    ids=lambda value: getattr(value, "title", str(value)),
+    ids=lambda value: getattr(value, "full_name", str(value)),
 )
 def test_what_a_model_can_not_do_is_said(backbone: Backbone, image_size: int, says: str) -> None:
     with pytest.raises(GvbsmError, match="can't be built") as caught:
@@ -145,6 +146,7 @@ def test_torchvision_weights_get_a_classifier_of_the_right_size(published: nn.Mo
 
 
 def test_torchvision_weights_see_grey_as_three_equal_colours(published: nn.Module) -> None:
+    torch.manual_seed(0)
     model = Torchvision(variant="resnet18", weights="DEFAULT").build(1000, 32, 1).eval()
     image = torch.randn(2, 1, 32, 32)
     expected = published.eval()(image.expand(-1, 3, -1, -1))

@@ -57,6 +57,7 @@ FORMS: dict[str, Callable[[nn.Module, Path], None]] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("backbone", [NET, WRN162(), Timm(variant="resnet10t")], ids=lambda b: b.full_name)
 def test_every_form_of_file_round_trips(backbone: Backbone, form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     made = backbone.build(3, 8, 1)
     FORMS[form](made, tmp_path / form)
     again = backbone.model_copy(update={"weights": str(tmp_path / form)}).build(3, 8, 1)
@@ -64,6 +65,7 @@ def test_every_form_of_file_round_trips(backbone: Backbone, form: str, tmp_path:
 
 
 def test_grey_takes_colour_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     colour = ShuffleNetV2Small().build(3, 8, 3).eval()
     path = saved(tmp_path / "rgb.pth", torch.save, colour.state_dict())
     grey = ShuffleNetV2Small(weights=path).build(3, 8, 1).eval()

@@ -578,7 +578,7 @@ def test_tiny_imagenet_layout(tiny: Path, tmp_path: Path, listed: bool, above: b
     [
         ("val_0.JPEG n01", "line 13: is malformed"),
         ("../val_0.JPEG\tn01", "line 13: is malformed"),
-        ("val_0.JPEG\tn01", "line 13: 'val_0.JPEG' stands here twice"),
+        ("val_0.JPEG\tn01", "line 13: 'val_0.JPEG' is listed twice"),
         ("val_99.JPEG\tn01", "val_99.JPEG: can't be read"),
         ("val_99.JPEG\tn77", "line 13: class 'n77' has no folder"),
     ],

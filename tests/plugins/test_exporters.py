@@ -9,23 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gvbsm_plugins.folder_images import FolderImages
 from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from gvbsm import DistilledDataset
+from gvbsm.recipe import loading
+from gvbsm.results.finished import FinishedRun
 from gvbsm_plugins.exporters import DDRanking, HuggingFaceFolder, ImageFolderFiles
 from gvbsm_plugins.exporters.writing import folder_names
-from gvbsm_plugins.initializers.folder import FolderImages
-from gvbsm_registry import Exporter, GvbsmError, Registry, TensorSplit
+from gvbsm_registry import Exporter, GvbsmError, Registry, TensorSplit, discover
 from gvbsm_registry.artifacts import Artifact, write
 from gvbsm_registry.testing import check_exporter
+from gvbsm_registry.testing.samples import SampleRun
 
 EVIL = ("<script>alert(1)</script>", "a/b\\..", "a | b", "Ünï 日本", ".hidden")
 RECORD = {
     "set": "distilled",
     "labels": "soft",
+    "augmented": True,
     "ipc": 3,
     "student": "convnet",
+    "student_options": {"use": "convnet"},
     "seed": 0,
     "top1": 0.5,
     "best_top1": 0.5,
@@ -35,7 +40,13 @@ RECORD = {
 }
 
 
-def make_run(folder: Path, channels: int = 3, classes: tuple[str, ...] = EVIL, image_size: int = 9) -> Path:
+def make_run(
+    folder: Path,
+    channels: int = 3,
+    classes: tuple[str, ...] = EVIL,
+    image_size: int = 9,
+    recipe: dict[str, Any] | None = None,
+) -> FinishedRun:
     generator = torch.Generator().manual_seed(7)
     count = 3 * len(classes)
     for place in ("distilled", "baselines/random"):
@@ -52,9 +63,11 @@ def make_run(folder: Path, channels: int = 3, classes: tuple[str, ...] = EVIL, i
             "provenance": {"gvbsm": "0", "torch": "0", "recipe": "r", "seed": 0},
         }
         write(folder / place / "images.safetensors", Artifact("distilled", "0" * 64, tensors, meta))
-    (folder / "results.json").write_text(json.dumps({"schema": 1, "records": [RECORD]}))
-    (folder / "recipe.toml").write_text('name = "r"\nreproduces = "<b>Table 1</b>"\n')
-    return folder
+    (folder / "results.json").write_text(json.dumps({"schema": 2, "records": [RECORD]}))
+    tables = {"name": "r", "reproduces": "<b>Table 1</b>", **(recipe or {})}
+    registry = discover()
+    (folder / "recipe.toml").write_text(loading.make(tables, registry, where="r").toml())
+    return FinishedRun(folder)
 
 
 def pixels(image: Image.Image) -> torch.Tensor:
@@ -84,11 +97,25 @@ def test_conformance(exporter: Exporter) -> None:
     check_exporter(exporter)
 
 
+def test_the_sample_run_has_a_recipe_like_the_engines(tmp_path: Path, registry: Registry) -> None:
+    sample = SampleRun(tmp_path).recipe
+    made = loading.make(sample, registry, where="sample").tables()
+
+    def part_of(given: Any, whole: Any) -> bool:
+        if isinstance(given, dict):
+            return all(key in whole and part_of(value, whole[key]) for key, value in given.items())
+        if isinstance(given, list):
+            return len(given) == len(whole) and all(map(part_of, given, whole))
+        return bool(given == whole)
+
+    assert part_of(sample, made)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("classes", [EVIL, ("ant", "bee", "cat")])
 def test_imagefolder_comes_back_to_the_bit(tmp_path: Path, channels: int, classes: tuple[str, ...]) -> None:
     run = make_run(tmp_path / "run", channels, classes)
-    ours = DistilledDataset(run / "distilled")
+    ours = DistilledDataset(run.folder / "distilled")
     ImageFolderFiles().export(run, tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["classes"] == list(classes)
@@ -106,7 +133,7 @@ def test_imagefolder_comes_back_to_the_bit(tmp_path: Path, channels: int, classe
 def test_huggingface_opens_with_datasets(tmp_path: Path, channels: int) -> None:
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
     run = make_run(tmp_path / "run", channels)
-    ours = DistilledDataset(run / "distilled")
+    ours = DistilledDataset(run.folder / "distilled")
     HuggingFaceFolder(license="mit").export(run, tmp_path / "out")
     found = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
     assert found.features["label"].names == list(EVIL)
@@ -140,11 +167,88 @@ def test_dd_rankings_layout_opens_with_torchvision(tmp_path: Path) -> None:
     assert settings["im_size"] == [9, 9]
     assert settings["custom_train_trans"][1]["args"]["mean"] == [0.5] * 3
     for key, place in (("syn_data_path", "distilled"), ("random_data_path", "baselines/random")):
-        ours = DistilledDataset(run / place)
+        ours = DistilledDataset(run.folder / place)
         theirs = TorchvisionFolder(str(tmp_path / "out" / settings[key]))
         assert theirs.targets == ours.labels.tolist()
         for (path, _), image in zip(theirs.samples, ours.images, strict=True):
             assert torch.equal(pixels(Image.open(path)), image)
+
+
+TRAINED = {
+    "relabel": {"cutmix": 0.5, "cutmix_alpha": 0.3, "ensembler": "normalized"},
+    "evaluation": {
+        "students": [{"use": "convnet", "depth": 2}],
+        "seeds": [3, 4],
+        "epochs": 7,
+        "batch": 11,
+        "optimizer": "sgd",
+        "learning_rate": 0.2,
+        "momentum": 0.7,
+        "weight_decay": 0.03,
+        "schedule": "linear",
+        "objective": {"use": "kl", "temperature": 4.0},
+    },
+    "pretrain": {"batch": 13},
+}
+
+
+@pytest.mark.parametrize("recipe", [TRAINED, None])
+def test_dd_ranking_is_told_the_recipes_training(tmp_path: Path, recipe: dict[str, Any] | None) -> None:
+    yaml = pytest.importorskip("yaml", reason="the package PyYAML is not installed")
+    DDRanking().export(make_run(tmp_path / "run", recipe=recipe), tmp_path / "out")
+    text = (tmp_path / "out" / "G-VBSM" / "CIFAR10" / "IPC3.yaml").read_text()
+    told = yaml.safe_load(text)
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    if recipe is None:  # the defaults
+        assert told["data_aug_func"] == "cutmix"
+        assert told["aug_params"] == {"beta": 1.0}
+        assert (told["soft_label_criterion"], told["loss_fn_kwargs"]) == ("mse_gt", {"ce_weight": 0.15})
+        assert (told["lr_scheduler"], told["optimizer"], told["num_eval"]) == ("cosine", "adamw", 1)
+        assert not {"temperature", "momentum"} & told.keys()
+        return
+    expected = {
+        "model_name": "ConvNet-2",
+        "data_aug_func": "cutmix",
+        "aug_params": {"beta": 0.3},
+        "soft_label_criterion": "kl",
+        "temperature": 4.0,
+        "optimizer": "sgd",
+        "momentum": 0.7,
+        "weight_decay": 0.03,
+        "default_lr": 0.2,
+        "num_eval": 2,
+        "num_epochs": 7,
+        "syn_batch_size": 11,
+        "real_batch_size": 13,
+    }
+    assert {key: told[key] for key in expected} == expected
+    assert "lr_scheduler" not in told
+    for key in ("evaluation.schedule", "relabel.ensembler", "relabel.augmentation", "relabel.cutmix = 0.5"):
+        assert any(key in line for line in comments)
+
+
+def test_dd_ranking_without_cutmix(tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml", reason="the package PyYAML is not installed")
+    DDRanking().export(make_run(tmp_path / "run", recipe={"relabel": {"cutmix": 0.0}}), tmp_path / "out")
+    told = yaml.safe_load((tmp_path / "out" / "G-VBSM" / "CIFAR10" / "IPC3.yaml").read_text())
+    assert told["data_aug_func"] is None
+    assert told["aug_params"] == {}
+
+
+@pytest.mark.parametrize("exporter", [ImageFolderFiles(), HuggingFaceFolder()], ids=str)
+def test_a_card_opens_the_format_beside_it(
+    tmp_path: Path, exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    run = make_run(tmp_path / "run")
+    exporter.export(run, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "OUT" not in text
+    monkeypatch.chdir(tmp_path / "out")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    assert len(names["dataset"]) == len(run.labels)
 
 
 def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,34 +310,13 @@ def test_the_recipe_depends_on_the_pictures_not_on_where_they_lie(tmp_path: Path
     run = make_run(tmp_path / "run")
     for name in ("one", "two"):
         ImageFolderFiles().export(run, tmp_path / name)
-
-    def contents(name: str) -> list[bytes]:
-        return [path.read_bytes() for path in FolderImages(root=tmp_path / name).files()]
-
-    assert len(contents("one")) == 1 + 3 * len(EVIL)
-    assert contents("one") == contents("two")
+    one, two = (FolderImages(root=tmp_path / name) for name in ("one", "two"))
+    assert one.contents == two.contents
     path = next((tmp_path / "two" / "images").rglob("*.png"))
     Image.new("RGB", (9, 9)).save(path)
-    assert contents("one") != contents("two")
-    (tmp_path / "one" / "manifest.json").unlink()
-    assert len(contents("one")) == 3 * len(EVIL)
-
-
-def test_making_it_reads_nothing(tmp_path: Path) -> None:
-    assert FolderImages(root=tmp_path / "missing").to_recipe() == {
-        "use": "folder",
-        "root": str(tmp_path / "missing"),
-    }
-    with pytest.raises(GvbsmError, match="no such folder"):
-        FolderImages(root=tmp_path / "missing").files()
-
-
-def test_a_broken_picture_is_named_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "ant").mkdir()
-    (tmp_path / "ant" / "x.png").write_bytes(b"not a picture")
-    with pytest.raises(GvbsmError, match=r"x\.png: is not a picture.*; replace it$") as caught:
-        imported(tmp_path, Source(("ant",), 1, 8), 1)
-    assert "skip_broken" not in str(caught.value)
+    with pytest.raises(GvbsmError, match="have changed"):
+        FolderImages(root=tmp_path / "two", contents=one.contents).per_class()
+    assert FolderImages(root=tmp_path / "two").contents != one.contents
 
 
 def test_an_image_does_not_depend_on_its_batch(tmp_path: Path) -> None:
@@ -241,7 +324,7 @@ def test_an_image_does_not_depend_on_its_batch(tmp_path: Path) -> None:
     source, initializer = Source(EVIL, 3, 9), FolderImages(root=tmp_path / "out")
     together = imported(tmp_path / "out", source)
     labels, ranks = torch.arange(len(EVIL)).repeat_interleave(3), torch.arange(3).repeat(len(EVIL))
-    for index in torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).split(4):
+    for index in torch.randperm(len(labels)).split(4):
         part = initializer.images(labels[index], ranks[index], source, torch.Generator())
         assert torch.equal(part, together[index])
     with pytest.raises(GvbsmError, match=r"3 pictures where 4 are asked for"):
@@ -275,4 +358,4 @@ def test_unequal_classes(tmp_path: Path) -> None:
 def test_a_wrong_manifest(tmp_path: Path, manifest: str) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(GvbsmError, match=r"manifest\.json"):
-        FolderImages(root=tmp_path).files()
+        FolderImages(root=tmp_path)

@@ -86,7 +86,7 @@ def test_statistics_and_gradients_equal_the_definition(matcher: Matcher, shape):
     np.testing.assert_allclose(x.grad.numpy(), gradient, atol=1e-12)
 
 
-def test_patch_side_is_an_option():
+def test_patch_size_is_an_option():
     x = torch.arange(49.0).reshape(1, 1, 7, 7)
     assert ConvPatchMatcher(patch_size=3).statistics(PlainActivation(x))["mean"].shape == (3, 3)
     single = ConvPatchMatcher(patch_size=16).statistics(PlainActivation(x))
@@ -113,6 +113,7 @@ def test_sites_in_order():
 
 def test_batchnorm_knows_its_targets():
     """One batch through a cumulative BatchNorm leaves its mean and unbiased variance there."""
+    torch.manual_seed(0)
     norm = nn.BatchNorm2d(3, momentum=None).double()
     x = torch.randn(5, 3, 7, 7, dtype=torch.float64)
     norm(x)
@@ -126,7 +127,7 @@ def test_batchnorm_knows_its_targets():
     assert ConvPatchMatcher().targets(nn.Conv2d(1, 1, 1)) is None
 
 
-def test_measured_targets_depend_on_the_side_alone():
+def test_measured_targets_depend_on_the_patch_size_alone():
     assert ConvPatchMatcher(patch_size=8, weight=3, drop_rate=0.4).measured_by() == {
         "use": "conv_patch",
         "patch_size": 8,

@@ -109,7 +109,7 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(
     assert len(data.open("train", tmp_path / "cache")) == 7
 
 
-def test_names_in_a_shard_are_no_paths(tmp_path: Path) -> None:
+def test_names_in_a_shard_are_not_used_as_paths(tmp_path: Path) -> None:
     root = fill(tmp_path / "in" / "tar")
     link = tarfile.TarInfo("link.png")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -135,9 +135,9 @@ def test_names_in_a_shard_are_no_paths(tmp_path: Path) -> None:
     [
         ([("a.png", png(0))], "no class"),
         ([("a.cls", b"1"), ("b.png", png(0))], "no class"),
-        ([("a.png", png(0)), ("a.cls", b"-1")], "no class number"),
-        ([("a.png", png(0)), ("a.cls", b"9" * 1000)], "no class number"),
-        ([("a.png", png(0)), ("a.cls", "²".encode())], "no class number"),
+        ([("a.png", png(0)), ("a.cls", b"-1")], "instead of a class number"),
+        ([("a.png", png(0)), ("a.cls", b"9" * 1000)], "instead of a class number"),
+        ([("a.png", png(0)), ("a.cls", "²".encode())], "instead of a class number"),
         ([("a.png", png(0)), ("a.cls", b"7")], "class 7"),
         ([("a.txt", b"")], None),
     ],

@@ -26,6 +26,7 @@ from gvbsm_registry import (
     Ensembler,
     Executor,
     Exporter,
+    FinishedRun,
     GvbsmError,
     Initializer,
     Matcher,
@@ -295,10 +296,10 @@ class Bad:
 
         name = "raw"
 
-        def export(self, run: Path, destination: Path) -> None:
-            artifact = artifacts.read(run / "distilled" / "images.safetensors", "distilled")
+        def export(self, run: FinishedRun, destination: Path) -> None:
+            pixels = run.images.numpy().tobytes()
             with artifacts.replacing(destination / "pixels") as path:
-                path.write_bytes(artifact.tensors["images"].numpy().tobytes())
+                path.write_bytes(pixels)
 
 
 GOOD = [value for value in vars(Bad).values() if isinstance(value, type)]
@@ -394,6 +395,8 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         lambda self, labels, ranks, source, generator: source.normalize(source.train.images[: len(labels)]),
         "depends on the others of its batch",
     ),
+    (Bad.Start, "prepare", lambda self, source: [torch.zeros(1)], "not a dict of tensors by name"),
+    (Bad.Start, "prepare", lambda self, source: {"x": torch.rand(3)}, "something else the second time"),
     (
         Bad.Look,
         "draw",
@@ -422,7 +425,12 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
     (Bad.Here, "run", lambda self, tasks, on_message: _without_errors(tasks, on_message), "raised nothing"),
     (Bad.Here, "run", lambda self, tasks, on_message: _without_messages(tasks), "there arrive [] before"),
     (Bad.Raw, "export", lambda self, run, destination: None, "a run that is not finished raised nothing"),
-    (Bad.Raw, "export", lambda self, run, destination: open(run / "x").close(), "instead of a GvbsmError"),
+    (
+        Bad.Raw,
+        "export",
+        lambda self, run, destination: open(run.folder / "x").close(),
+        "instead of a GvbsmError",
+    ),
 ]
 
 

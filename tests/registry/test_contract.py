@@ -59,8 +59,8 @@ def test_the_contract_is_the_recorded_one() -> None:
     found = "\n".join(lines()) + "\n"
     assert SNAPSHOT.read_text(encoding="utf-8") == found, (
         "The contract with plugins has changed. If that is meant: raise CONTRACT_VERSION in "
-        "registry/gvbsm_registry/kinds.py (the first number where a plugin may break, else the second), say "
-        "so in CHANGELOG.md, and record it anew:\n    python tests/registry/test_contract.py"
+        "registry/gvbsm_registry/kinds/__init__.py (the first number where a plugin may break, else the "
+        "second), say so in CHANGELOG.md, and record it anew:\n    python tests/registry/test_contract.py"
     )
 
 

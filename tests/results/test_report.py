@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import re
 import shutil
 import time
+import warnings
 import xml.etree.ElementTree as xml
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,16 @@ from typing import Any
 import pytest
 import torch
 from gvbsm.runtime.workspace import Workspace
+from matplotlib.axes import Axes
 
 from gvbsm import pipeline, report
 from gvbsm.recipe import loading
-from gvbsm.report.sections import similarity
+from gvbsm.report import figures
+from gvbsm.report.gather import RunFacts, gather
+from gvbsm.report.sections import _losses, similarity, term_colours
+from gvbsm.results.finished import FinishedRun
 from gvbsm.runtime.reporting import Reporter
-from gvbsm_registry import Executor
+from gvbsm_registry import Executor, GvbsmError
 
 NAMES = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "cost $5_{a}^$ & more")
 
@@ -58,7 +65,7 @@ def finished(
     workspace = Workspace(made, registry, out, shared_store, torch.device("cpu"), reporter, runner)
     pipeline.run_stages(workspace)
     (out / "recipe.toml").write_text(made.toml())
-    report.after_run(workspace)
+    report.after_run(pipeline.report_inputs(workspace), workspace.reporter.say)
     return workspace
 
 
@@ -85,7 +92,7 @@ def test_everything_is_in_it(text: str) -> None:
         "cost",
         "recipe",
     ]
-    for wanted in ("hard, plain", "DD-Ranking", "[synthesis]", "iterations = 6", "synthesize"):
+    for wanted in ("hard, without augmentation", "DD-Ranking", "[synthesis]", "iterations = 6", "synthesize"):
         assert wanted in text
     assert len(text) < 3_000_000
 
@@ -133,12 +140,12 @@ def test_markup_in_names_is_text_everywhere(text: str, finished: Workspace) -> N
 def test_it_is_made_again_only_for_other_results(finished: Workspace) -> None:
     path = finished.out / "report.html"
     before = path.stat().st_mtime_ns
-    report.after_run(finished)
+    report.after_run(pipeline.report_inputs(finished), finished.reporter.say)
     assert path.stat().st_mtime_ns == before
     results = finished.out / "results.json"
     kept = results.read_text()
     results.write_text(kept + " ")
-    report.after_run(finished)
+    report.after_run(pipeline.report_inputs(finished), finished.reporter.say)
     results.write_text(kept)
     assert path.stat().st_mtime_ns != before
 
@@ -148,25 +155,103 @@ def test_a_failure_is_one_line(finished: Workspace, monkeypatch: Any, capsys: An
         raise RuntimeError("no\nfonts")
 
     monkeypatch.setattr(report, "write", broken)
-    monkeypatch.setattr(report, "stamp", lambda workspaces: "another")
-    report.after_run(finished)
+    monkeypatch.setattr(report, "stamp", lambda folders: "another")
+    report.after_run(pipeline.report_inputs(finished), finished.reporter.say)
     (line,) = capsys.readouterr().err.splitlines()
     assert "RuntimeError: no fonts" in line
     assert "gvbsm report" in line
 
 
 def test_what_is_missing_is_said(make_workspace: Any, stages: Any, tmp_path: Path) -> None:
-    workspace = stages(make_workspace(("synthesis.iterations", 0), ("synthesis.ipc", 1))).run("synthesize")
+    workspace = stages(make_workspace(("synthesis.iterations", 0), ("synthesis.ipc", 1))).run("synthesis")
     (workspace.out / "recipe.toml").write_text(workspace.recipe.toml())
     workspace.store = tmp_path / "no store"
     started = time.process_time()
-    report.write([workspace, workspace], tmp_path / "both.html")
+    report.write([pipeline.report_inputs(workspace)] * 2, tmp_path / "both.html")
     assert time.process_time() - started < 20
     text = (tmp_path / "both.html").read_text()
     assert "not in the store" in text
     assert "Not evaluated yet" in text
     assert "no synthesis steps" in text
     assert "2 condensed sets side by side" in text
+
+
+def test_malformed_results_are_one_line(finished: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished.out, out)
+    (out / "results.json").write_text('{"schema": 2, "records": [{"set": "distilled"}]}')
+    inputs = replace(pipeline.report_inputs(finished), run=FinishedRun(out))
+    with pytest.raises(GvbsmError, match=r"results\.json: does not hold results.*records\.0\.top1"):
+        report.write([inputs], tmp_path / "report.html")
+
+
+def test_a_damaged_backbone_is_told_as_damaged(finished: Workspace, tmp_path: Path) -> None:
+    inputs = pipeline.report_inputs(finished)
+    store = tmp_path / "store"
+    shutil.copytree(finished.store, store)
+    damaged, missing = (store / "backbones" / backbone.path.name for backbone in inputs.backbones)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    missing.unlink()
+    elsewhere = copy.copy(finished)
+    elsewhere.store = store
+    report.write([pipeline.report_inputs(elsewhere)], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "Backbone toy_net is damaged" in text
+    assert "truncated or altered" in text
+    assert "Backbone toy_net-2 is not in the store" in text
+
+
+def test_files_that_are_no_results_are_not_counted(finished: Workspace) -> None:
+    folder = finished.out / "units" / "synthesize"
+    before = {stage: count for stage, _, count in gather(pipeline.report_inputs(finished)).stages}
+    assert before["synthesize"] == sum(path.stat().st_size for path in folder.iterdir())
+    left = folder / f"{'0' * 64}.last-good.safetensors"
+    left.write_bytes(b"x" * 1000)
+    try:
+        after = {stage: count for stage, _, count in gather(pipeline.report_inputs(finished)).stages}
+    finally:
+        left.unlink()
+    assert after == before
+
+
+def facts(steps: list[dict[str, Any]]) -> RunFacts:
+    return RunFacts("run", ("a",), [0], "", {}, [], steps, [], {}, [], None, [])
+
+
+def step(backbone: str, number: int, **values: float) -> dict[str, Any]:
+    return {"labels": {"backbone": backbone}, "step": number, "unit": "u", "values": values}
+
+
+def test_a_term_has_one_colour_and_terms_of_one_matcher_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backbones' terms differ; so do the runs': each term keeps its colour in all figures."""
+    one = facts(
+        [
+            step("plain", 0, cross_entropy=2.0, bn=1.0, total=3.0),
+            step("vit", 1, **{"cross_entropy": 2.0, "conv_patch-1": 1.0, "conv_patch-2": 3.0}),
+        ]
+    )
+    other = facts([step("plain", 0, **{"conv_patch-2": 1.0, "tv": 1.0, "bn": 1.0, "learning_rate": 0.1})])
+    colours = term_colours([one, other])
+    assert list(colours) == ["cross_entropy", "bn", "conv_patch-1", "conv_patch-2", "tv"]
+    assert len(set(colours.values())) == 5
+    drawn: list[tuple[str, str]] = []
+    plot = Axes.plot
+
+    def record(self: Any, *args: Any, **options: Any) -> Any:
+        drawn.append((options["label"], options["color"]))
+        return plot(self, *args, **options)
+
+    monkeypatch.setattr(Axes, "plot", record)
+    for run in (one, other):
+        _losses(run, colours)
+    assert len(drawn) == 2 + 3 + 3
+    assert {colours[name] == colour for name, colour in drawn} == {True}
+
+
+def test_names_in_any_script_draw_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.bars([("日本 हिन्दी", "distilled", 50.0, 0.0)], "alt", "caption")
 
 
 def test_similarity_is_the_mean_over_pairs() -> None:

@@ -11,8 +11,9 @@ import pytest
 import tomli_w
 
 from gvbsm.recipe import loading
+from gvbsm.sweeps import files
 from gvbsm.sweeps import running as sweeps
-from gvbsm.sweeps import tables as sweep_results
+from gvbsm.sweeps.tables import plot, sweep_table
 from gvbsm_registry import GvbsmError, Registry
 
 
@@ -66,11 +67,11 @@ def test_a_star_means_every_position() -> None:
 
 
 def test_every_shipped_sweep_makes_recipes(registry: Registry) -> None:
-    found = sweeps.shipped(registry)
+    found = files.shipped(registry)
     expected = {"momentum", "backbones", "objective", "matching", "pretraining", "dropping", "batch"}
     assert expected <= set(found)
     for name in found:
-        sweep = sweeps.load(name, registry, None, [], [])
+        sweep = files.load(name, registry, None, [], [])
         assert sweep is not None
         assert sweep.reproduces
         assert len(sweep.seeds) > 1
@@ -84,7 +85,7 @@ def test_every_shipped_sweep_makes_recipes(registry: Registry) -> None:
 
 
 def test_the_sweep_of_momentum_reaches_every_matcher(registry: Registry) -> None:
-    sweep = sweeps.load("momentum", registry, None, [], [])
+    sweep = files.load("momentum", registry, None, [], [])
     assert sweep is not None
     tables = loading.read_tables(loading.find("digits", registry))
     pairs = [*sweep.overrides, *sweep.points[1].overrides]
@@ -95,7 +96,7 @@ def test_the_sweep_of_momentum_reaches_every_matcher(registry: Registry) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vary = [{key = 'a'}]", "needs key and values"),
+        ("vary = [{key = 'a'}]", "vary.0: values: Field required"),
         ("vary = [{key = 'a', values = [1, 2], labels = ['x']}]", "2 values and 1 labels"),
         ("vary = [{key = 'a', values = [1], lables = ['x']}]", "labels"),
         ("recipes = 'digits'\nvary = []", "did you mean 'recipe'"),
@@ -105,7 +106,7 @@ def test_a_wrong_sweep_file(registry: Registry, tmp_path: Path, text: str, messa
     path = tmp_path / "sweep.toml"
     path.write_text(text)
     with pytest.raises(GvbsmError, match=message):
-        sweeps.load(str(path), registry, None, [], [])
+        files.load(str(path), registry, None, [], [])
 
 
 def where(store: Path) -> dict[str, Any]:
@@ -136,11 +137,11 @@ def test_a_comparison_runs_what_is_missing(
         "herding (coreset)",
         "distilled from noise",
     }
-    text = sweep_results.table(records)
+    text = sweep_table(records)
     assert text.count("herding (coreset)") == 4  # two sizes, soft and hard
     assert "±" in text
     for suffix in ("svg", "png"):
-        sweep_results.plot(records, out / f"plot.{suffix}")
+        plot(records, out / f"plot.{suffix}")
         assert (out / f"plot.{suffix}").stat().st_size > 1000
     assert json.loads((out / "results.json").read_text())["records"] == records
 
@@ -151,8 +152,32 @@ def test_a_sweep_of_numbers_and_of_names(
     made = sweeps.vary(toy, ["synthesis.initializer=noise,real"], [("synthesis.iterations", 2)], [])
     records = sweeps.run(made, tmp_path / "names", registry, **where(shared_store))
     assert [r["point"] for r in records] == [{"initializer": "noise"}, {"initializer": "real"}]
-    sweep_results.plot(records, tmp_path / "names.svg", "50 $ of <names>")
+    plot(records, tmp_path / "names.svg", "50 $ of <names>")
     assert b"real" in (tmp_path / "names.svg").read_bytes()
+
+
+def test_a_sweep_file_says_what_it_is_or_reproduces(registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.toml"
+    axis = "vary = [{key = ['a.x', 'b.x'], values = [1, 2]}]\n"
+    path.write_text("description = 'what x does'\n" + axis)
+    made = files.load(str(path), registry, None, [], [])
+    assert made is not None
+    assert (made.title, made.reproduces) == ("what x does", "")
+    assert [(point.labels, point.overrides) for point in made.points] == [
+        ({"x": x}, [("a.x", x), ("b.x", x)]) for x in (1, 2)
+    ]
+    for wrong, words in (("seeds = 'x'", "seeds"), ("set = 3", "set"), ("recipe = ['digits']", "recipe")):
+        path.write_text(f"{wrong}\n{axis}")
+        with pytest.raises(GvbsmError, match=rf"sweep\.toml: {words}: "):
+            files.load(str(path), registry, None, [], [])
+
+
+def test_initializers_with_options_are_compared(registry: Registry) -> None:
+    made = sweeps.compare("digits", ["folder:root=x"], ["noise"], [], [], [])
+    assert [dict(point.overrides)["synthesis.initializer"] for point in made.points] == [
+        {"use": "folder", "root": "x"},
+        {"use": "noise"},
+    ]
 
 
 def test_nothing_to_compare() -> None:

@@ -43,7 +43,7 @@ class WeightedBackbone(Backbone):
     def build(self, classes: int, image_size: int, channels: int) -> Module:
         """Return a module: float [B, channels, S, S], normalised, to logits [B, classes].
 
-        No activation in it works in place, so that the input of every module can be kept for later.
+        No activation in it works in place, so that the input of every module can be recorded.
         Raises GvbsmError if the weights can't be had, read or fitted, naming the file.
         """
         if self.weights == DEFAULT:
@@ -55,5 +55,5 @@ class WeightedBackbone(Backbone):
             what = f"{self.full_name} for {classes} classes and {channels}×{image_size}×{image_size} images"
             state = checkpoints.read(self.weights, self.ignored_keys)
             checkpoints.load(model, state, self.weights, what, classes, self.reset_classifier)
-        surgery.without_inplace(model)
+        surgery.disable_inplace(model)
         return model

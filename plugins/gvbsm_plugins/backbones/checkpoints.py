@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gvbsm_plugins.backbones import surgery
 from gvbsm_registry import GvbsmError, artifacts
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 WRAPPERS = ("state_dict", "model")
-WRAPPERS_DEEP = 4  # bounded, for a file can hold a dict that holds itself
+MAX_WRAPPERS = 4  # bounded, for a file can hold a dict that holds itself
 PREFIXES = ("module.", "_orig_mod.")
-SHOWN = 3
+MAX_LISTED = 3
 
 
 def read(path: str | Path, ignored: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -33,8 +33,8 @@ def read(path: str | Path, ignored: tuple[str, ...] = ()) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise GvbsmError(f'{path}: no such weights file; check `weights`, which is a path or "DEFAULT"')
-    held = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path)
-    state = _unwrapped(path, held)
+    content = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path)
+    state = _unwrap(path, content)
     return {name: tensor for name, tensor in state.items() if not name.startswith(ignored)}
 
 
@@ -51,7 +51,7 @@ def load(
     """
     state = dict(state)
     own = model.state_dict()
-    _take_grey(model, state, own)
+    _adapt_to_grey(model, state)
     for head in surgery.classifiers(model, classes):
         if reset:
             state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}
@@ -76,14 +76,16 @@ def load(
         raise GvbsmError(f"{path}: its tensors can't be used as weights ({error})") from error
 
 
-def _take_grey(model: Module, state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    found = surgery.first_conv(model)
-    if found is None:
+def _adapt_to_grey(model: Module, state: dict[str, Tensor]) -> None:
+    first = surgery.first_conv(model)
+    if first is None:
         return
-    key = f"{found[0]}.weight"
-    given, wanted = state.get(key), own[key].shape
-    if given is not None and given.ndim == 4 and wanted[1] == 1 and given.shape[1] == 3:
-        state[key] = surgery.grey_weight(given)
+    name, conv = first
+    weight = state.get(f"{name}.weight")
+    if weight is not None and weight.ndim == 4 and conv.in_channels == 1 and weight.shape[1] == 3:
+        from timm.models import adapt_input_conv  # slow to import, and rarely needed
+
+        state[f"{name}.weight"] = adapt_input_conv(1, weight)
 
 
 def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
@@ -104,7 +106,7 @@ def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str
 
 
 def _few(items: list[str]) -> str:
-    return ", ".join(items[:SHOWN]) + (", …" if len(items) > SHOWN else "")
+    return ", ".join(items[:MAX_LISTED]) + (", …" if len(items) > MAX_LISTED else "")
 
 
 def _shape(tensor: Tensor) -> str:
@@ -134,8 +136,8 @@ def _checkpoint(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own text is long, and advises to switch this protection off.
-        told = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
-        why = told[1].strip().split(". ")[0] if told else "it is not a torch checkpoint"
+        match = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
+        why = match[1].strip().split(". ")[0] if match else "it is not a torch checkpoint"
     except Exception as error:  # a broken file can fail in zip, pickle and tensor code alike
         why = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
     raise GvbsmError(
@@ -144,33 +146,23 @@ def _checkpoint(path: Path) -> object:
     )
 
 
-def _unwrapped(path: Path, held: object) -> dict[str, Tensor]:
+def _unwrap(path: Path, content: object) -> dict[str, Tensor]:
     import torch
 
-    for _ in range(WRAPPERS_DEEP):
-        if isinstance(held, Mapping) and (inner := _wrapped(held)) is not None:
-            held = inner
-    if not isinstance(held, Mapping) or not held:
+    for _ in range(MAX_WRAPPERS):
+        if isinstance(content, Mapping):
+            inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping))
+            content = next(inner, content)
+    if not isinstance(content, Mapping) or not content:
         raise GvbsmError(
-            f"{path}: holds no state dict but {type(held).__name__}; save model.state_dict() into it"
+            f"{path}: holds no state dict but {type(content).__name__}; save model.state_dict() into it"
         )
-    odd = [str(k) for k, v in held.items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
+    odd = [str(k) for k, v in content.items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
     if odd:
         raise GvbsmError(
             f"{path}: is not a state dict, for {_few(odd)} is not a tensor; save model.state_dict() into it"
         )
-    return _without_prefixes(held)
-
-
-def _wrapped(held: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    return next((held[key] for key in WRAPPERS if isinstance(held.get(key), Mapping)), None)
-
-
-def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    while prefix := next((p for p in PREFIXES if _all_begin(state, p)), None):
+    state: dict[str, Tensor] = dict(content)
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return dict(state)
-
-
-def _all_begin(names: Iterable[str], prefix: str) -> bool:
-    return all(name.startswith(prefix) for name in names)
+    return state

@@ -42,32 +42,32 @@ class Provided(WeightedBackbone):
 
         Raises GvbsmError for an unknown name, options it does not take, or images it can't process.
         """
-        self._check_name()
-        try:
-            model = self.make(classes, image_size, channels, published=False)
-        except Exception as error:  # whatever a constructor raises is about what it was asked for
-            raise self._not_made(classes, image_size, channels, error) from error
-        return self._tried(model, classes, image_size, channels)
+        return self._make_checked(classes, image_size, channels, published=False)
 
     def pretrained(self, classes: int, image_size: int, channels: int) -> Module:
         """Return the model with its published weights, fetched if they are not in the library's cache.
 
         Raises GvbsmError as `fresh` does, and if the weights can't be fetched or there are none.
         """
+        return self._make_checked(classes, image_size, channels, published=True)
+
+    def _make_checked(self, classes: int, image_size: int, channels: int, published: bool) -> Module:
         self._check_name()
         try:
-            model = self.make(classes, image_size, channels, published=True)
+            model = self.make(classes, image_size, channels, published)
         except GvbsmError:
             raise
         except Exception as error:
-            # Network errors come first: some of them are ValueErrors too.
-            if isinstance(error, (TypeError, ValueError, AssertionError)) and not isinstance(error, OSError):
-                raise self._not_made(classes, image_size, channels, error) from error
-            raise GvbsmError(
-                f"{self.full_name}: its published weights could not be fetched ({_brief(error)}); "
-                "check the network, or give a local file as `weights`"
-            ) from error
-        return self._tried(model, classes, image_size, channels)
+            # What a constructor raises is about its arguments; of fetching, some errors are ValueErrors too.
+            by_arguments = isinstance(error, (TypeError, ValueError, AssertionError))
+            if published and (isinstance(error, OSError) or not by_arguments):
+                raise GvbsmError(
+                    f"{self.full_name}: its published weights could not be fetched ({_one_line(error)}); "
+                    "check the network, or give a local file as `weights`"
+                ) from error
+            raise self._build_error(classes, image_size, channels, error) from error
+        self._check_logits(model, classes, image_size, channels)
+        return model
 
     def _check_name(self) -> None:
         names = self.available()
@@ -79,28 +79,29 @@ class Provided(WeightedBackbone):
                 f"{' or '.join(map(repr, near))}? ({len(names)} models in this version of {library})"
             )
 
-    def _not_made(self, classes: int, image_size: int, channels: int, error: Exception) -> GvbsmError:
-        given = f" with options {self.options}" if self.options else ""
+    def _build_error(self, classes: int, image_size: int, channels: int, error: Exception) -> GvbsmError:
+        options = f" with options {self.options}" if self.options else ""
         return GvbsmError(
-            f"{self.full_name}: can't be built for {classes} classes, {channels}×{image_size}×{image_size} "
-            f"images{given} ({_brief(error)}); change `options`, the image size or the backbone"
+            f"{self.full_name}: can't be built for {classes} classes and "
+            f"{channels}×{image_size}×{image_size} images{options} ({_one_line(error)}); "
+            "change `options`, the image size or the backbone"
         )
 
-    def _tried(self, model: Module, classes: int, image_size: int, channels: int) -> Module:
-        """Return `model` if it maps images to logits, which many can't do with images that are too small."""
+    def _check_logits(self, model: Module, classes: int, image_size: int, channels: int) -> None:
+        """Raise GvbsmError unless `model` maps images to logits: many can't if the images are too small."""
         import torch
 
-        training, like = model.training, next(model.parameters())
+        training, parameter = model.training, next(model.parameters())
         try:
             with torch.no_grad():
-                made = model.eval()(like.new_zeros(2, channels, image_size, image_size))
+                logits = model.eval()(parameter.new_zeros(2, channels, image_size, image_size))
         except Exception as error:
-            raise self._not_made(classes, image_size, channels, error) from error
-        shape = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
+            raise self._build_error(classes, image_size, channels, error) from error
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if shape != (2, classes):
             wrong = ValueError(f"two images give {shape} instead of {(2, classes)}")
-            raise self._not_made(classes, image_size, channels, wrong)
-        return model.train(training)
+            raise self._build_error(classes, image_size, channels, wrong)
+        model.train(training)
 
 
 class Torchvision(Provided):
@@ -126,7 +127,7 @@ class Torchvision(Provided):
             known = len(weights.meta["categories"])
             if classes != known or self.reset_classifier:
                 for head in surgery.classifiers(model, known):
-                    surgery.renew_classifier(model, head, classes)
+                    surgery.replace_classifier(model, head, classes)
         else:
             model = get_model(self.variant, weights=None, num_classes=classes, **options)
         if channels == 1:
@@ -159,22 +160,21 @@ class Timm(Provided):
         import timm
 
         make: Callable[..., Module] = timm.create_model
-        settled = timm.models.get_pretrained_cfg(self.variant)
-        if published and not ((settled and settled.has_weights) or "pretrained_cfg_overlay" in self.options):
+        config = timm.models.get_pretrained_cfg(self.variant)
+        if published and not ((config and config.has_weights) or "pretrained_cfg_overlay" in self.options):
             raise GvbsmError(
                 f"{self.full_name}: timm has no published weights for it; give a local file as `weights`, "
                 "or leave `weights` out to train it"
             )
         # Only models of a fixed input size have such an argument.
-        sized = {"img_size": image_size} if settled and settled.fixed_input_size else {}
+        sized = {"img_size": image_size} if config and config.fixed_input_size else {}
         arguments = sized | self.options
         model = make(self.variant, published, num_classes=classes, in_chans=channels, **arguments)
         if published and self.reset_classifier:
-            for head in surgery.classifiers(model, classes):
-                surgery.renew_classifier(model, head, classes)
+            model.reset_classifier(classes)  # type: ignore[operator]  # a method of every classifier of timm
         return model
 
 
-def _brief(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}{'…' if len(text) > 200 else ''}"

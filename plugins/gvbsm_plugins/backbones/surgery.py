@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.nn import Conv2d, Module
 
 
-def without_inplace(model: Module) -> None:
-    """Turn off every in-place activation: it would overwrite what a module's input is kept for."""
+def disable_inplace(model: Module) -> None:
+    """Turn off every in-place activation: it would overwrite the input of a module that is observed."""
     for module in model.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]  # a flag of the activation, no submodule
@@ -23,19 +22,15 @@ def first_conv(model: Module) -> tuple[str, Conv2d] | None:
     return next(((name, m) for name, m in model.named_modules() if isinstance(m, Conv2d)), None)
 
 
-def grey_weight(weight: Tensor) -> Tensor:
-    """Return [O, 1, k, k] from an RGB convolution's [O, 3, k, k]: grey is three equal colours."""
-    return weight.sum(dim=1, keepdim=True)
-
-
 def make_grey(model: Module) -> None:
     """Let a model for RGB images take grey ones, with the output that it had for three equal channels."""
+    from timm.models import adapt_input_conv
     from torch.nn import Parameter
 
-    found = first_conv(model)
-    assert found is not None, "a model for RGB images without a convolution"
-    conv = found[1]
-    conv.weight = Parameter(grey_weight(conv.weight.detach()))
+    first = first_conv(model)
+    assert first is not None, "a model for RGB images without a convolution"
+    _, conv = first
+    conv.weight = Parameter(adapt_input_conv(1, conv.weight.detach()))
     conv.in_channels = 1
 
 
@@ -47,26 +42,28 @@ def classifiers(model: Module, classes: int) -> list[str]:
     from torch.nn import Conv2d, Linear
 
     modules = dict(model.named_modules())
-    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    told = [name for name in ([named] if isinstance(named, str) else named) if name in modules]
-    if told:
-        return told
+    configured = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads = [
+        name for name in ([configured] if isinstance(configured, str) else configured) if name in modules
+    ]
+    if heads:
+        return heads
     outputs = {name: m.out_features for name, m in modules.items() if isinstance(m, Linear)}
     outputs |= {name: m.out_channels for name, m in modules.items() if isinstance(m, Conv2d)}
     return [name for name in modules if outputs.get(name) == classes][-1:]
 
 
-def renew_classifier(model: Module, name: str, classes: int) -> None:
+def replace_classifier(model: Module, name: str, classes: int) -> None:
     """Give the linear layer or convolution `name` fresh parameters and `classes` outputs."""
     from torch.nn import Conv2d, Linear
 
     old = model.get_submodule(name)
-    made: Linear | Conv2d
+    new: Linear | Conv2d
     if isinstance(old, Linear):
-        made = Linear(old.in_features, classes, bias=old.bias is not None)
+        new = Linear(old.in_features, classes, bias=old.bias is not None)
     else:
         assert isinstance(old, Conv2d)
-        made = Conv2d(old.in_channels, classes, 1, bias=old.bias is not None)
         assert old.kernel_size == (1, 1)
+        new = Conv2d(old.in_channels, classes, 1, bias=old.bias is not None)
     parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, made)
+    setattr(model.get_submodule(parent), leaf, new)

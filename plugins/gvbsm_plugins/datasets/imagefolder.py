@@ -53,7 +53,7 @@ class ImageFolder(PictureDataset):
     def _first_size(self, train: Path, classes: dict[str, str]) -> int:
         """Return the short side of the first training picture, for both splits."""
         for folder in classes.values():
-            for path, _ in image_files(train / folder):
+            for path in image_files(train / folder):
                 where = os.path.join(train, folder, os.fsdecode(path))
                 try:
                     image_size = short_side(read_bytes(where), printable(where))

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from gvbsm_plugins.datasets.base import PictureDataset, existing_folder
-from gvbsm_plugins.pictures.decoding import BrokenPictureError
-from gvbsm_plugins.pictures.listing import Listing, class_folders, list_classes, make_listing, printable
+from gvbsm_plugins.pictures.listing import (
+    Listing,
+    class_folders,
+    empty_classes,
+    list_classes,
+    make_listing,
+    printable,
+)
 from gvbsm_registry import GvbsmError
 
 if TYPE_CHECKING:
@@ -57,7 +63,7 @@ class TinyImageNet(PictureDataset):
         labels = {name: label for label, name in enumerate(classes)}
         annotations = val / "val_annotations.txt"
 
-        def entries() -> Iterator[tuple[bytes, int, os.stat_result]]:
+        def entries() -> Iterator[tuple[bytes, int]]:
             seen = set()
             for number, line in enumerate(_lines(annotations), 1):
                 if not line.strip():
@@ -65,21 +71,13 @@ class TinyImageNet(PictureDataset):
                 name, wnid = _parsed(line, f"{annotations}, line {number}", labels)
                 if name in seen:
                     raise GvbsmError(
-                        f"{annotations}, line {number}: {name!r} stands here twice; remove one line"
+                        f"{annotations}, line {number}: {name!r} is listed twice; remove one line"
                     )
                 seen.add(name)
-                try:
-                    yield os.fsencode(name), labels[wnid], os.stat(val / "images" / name)
-                except OSError as error:
-                    if not self.skip_broken:
-                        raise BrokenPictureError(
-                            str(val / "images" / name), f"can't be read ({error.strerror})"
-                        ) from error
+                yield os.fsencode(name), labels[wnid]
 
-        listing = make_listing(val / "images", entries())
-        counts = listing.labels.bincount(minlength=len(classes)).tolist()
-        empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-        if empty:
+        listing = make_listing(val / "images", entries(), self.skip_broken)
+        if empty := empty_classes(listing.labels, classes):
             raise GvbsmError(
                 f"{annotations}: has no picture of class {empty[0]!r} ({len(empty)} such in all); "
                 "unpack tiny-imagenet-200.zip anew, or remove these classes from train and wnids.txt"

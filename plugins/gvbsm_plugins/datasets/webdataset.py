@@ -42,7 +42,7 @@ class WebDataset(PictureDataset):
     def open(self, split: Literal["train", "test"], cache: Path) -> Split:
         """Open one split. Classes are the lines of `classes.txt`, or numbers if there is no such file.
 
-        The shards are indexed once; the index is kept in `cache` until a shard changes. Raises GvbsmError,
+        The shards are indexed once; the index is cached until a shard changes. Raises GvbsmError,
         naming the shard, if one is not a plain tar file, or a sample has no class.
         """
         root = existing_folder(self.root, self.name)
@@ -132,6 +132,7 @@ def _stamps(paths: list[Path]) -> list[list[object]]:
 
 def _index(paths: list[Path], cache: Path) -> dict[str, Tensor]:
     """Return where each picture lies: shard int32, start int64, size int32 and labels int32, [N] each."""
+    import numpy as np
     import torch
 
     key = artifacts.digest(["webdataset", os.path.abspath(paths[0].parent), _stamps(paths)])
@@ -145,10 +146,7 @@ def _index(paths: list[Path], cache: Path) -> dict[str, Tensor]:
                 columns[name].append(value)
     if not columns["labels"]:
         raise GvbsmError(f"{paths[0]}: holds no picture with a class (.cls), nor do the shards beside it")
-    tensors = {
-        name: torch.frombuffer(column, dtype=torch.int64 if name == "start" else torch.int32).clone()
-        for name, column in columns.items()
-    }
+    tensors = {name: torch.from_numpy(np.array(column)) for name, column in columns.items()}
     save_cached(path, Artifact("shards", key, tensors, {}))
     return tensors
 
@@ -194,5 +192,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
     file = tar.extractfile(member)
     text = file.read(LONGEST_LABEL).decode("ascii", "replace").strip() if file else ""
     if not text.isdecimal() or len(text) > 8:
-        raise GvbsmError(f"{path}: {printable(member.name)!r} holds {text!r}, no class number from 0 on")
+        raise GvbsmError(
+            f"{path}: {printable(member.name)!r} holds {text!r} instead of a class number, counted from 0"
+        )
     return int(text)

@@ -67,13 +67,14 @@ class Ray(Executor):
                 waiting[reference] = index
             while waiting:
                 done, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL)
-                _drain(mailbox, on_message)
+                for message in ray.get(mailbox.empty.remote()):
+                    on_message(message)
                 for reference in done:
                     yield waiting.pop(reference), self._result(ray, reference)
         finally:
             for reference in waiting:
                 ray.cancel(reference, force=True)
-            mailbox.shutdown(force=True)
+            ray.kill(mailbox)
 
     def _connect(self, ray: ModuleType, threads: int) -> None:
         if ray.is_initialized():
@@ -139,7 +140,6 @@ class Ray(Executor):
 def _import() -> ModuleType:
     if importlib.util.find_spec("ray") is None:
         raise GvbsmError("executor ray: Ray is not installed; pip install 'gvbsm[ray]'")
-    importlib.import_module("ray.util.queue")
     return importlib.import_module("ray")
 
 
@@ -170,17 +170,28 @@ def _quietly(function: Callable[..., None], *arguments: Any) -> None:
             os.close(kept)
 
 
+class _Mailbox:
+    """Keeps messages until they are fetched, in the order in which each task sent them.
+
+    (Ray runs the calls that one process makes to such an actor in order; to its own queue it does not.)
+    """
+
+    def __init__(self) -> None:
+        self._messages: list[Any] = []
+
+    def put(self, message: Any) -> None:
+        self._messages.append(message)
+
+    def empty(self) -> list[Any]:
+        messages, self._messages = self._messages, []
+        return messages
+
+
 def _mailbox(ray: ModuleType) -> Any:
-    """Return a queue that lives beside this process, so that no other machine takes it along."""
+    """Return a mailbox that lives beside this process, so that no other machine takes it along."""
     strategies = importlib.import_module("ray.util.scheduling_strategies")
     here = strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.util.queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-
-
-def _drain(mailbox: Any, on_message: Callable[[Any], None]) -> None:
-    count = mailbox.qsize()
-    for message in mailbox.get_nowait_batch(count) if count else ():
-        on_message(message)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
 
 
 def _call(task: bytes, paths: list[str], folder: str, threads: int, mailbox: Any) -> Any:
@@ -209,7 +220,7 @@ class _Sender:
         self._latest: Any = None
 
     def __call__(self, message: Any) -> None:
-        self._latest = self._mailbox.actor.put_nowait.remote(message)
+        self._latest = self._mailbox.put.remote(message)
 
     def wait(self) -> None:
         """Return once all have arrived, or none will: that nobody listens any more is no reason to fail."""

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from gvbsm_plugins.exporters.writing import whole_folder, write_pictures
-from gvbsm_registry import Artifact, Exporter
-from gvbsm_registry.artifacts import read
-from gvbsm_registry.card import distilled_set
+from gvbsm_registry import Exporter, FinishedRun
 
 NAMES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "tiny_imagenet": "TinyImageNet"}
+MODELS = {"resnet18_small": "ResNet-18-BN", "torchvision/resnet18": "ResNet-18-BN"}
 
 
 class DDRanking(Exporter):
     """Folders baselines/METHOD/DATA/IPCn (and random_data/…) of PNG files, and METHOD/DATA/IPCn.yaml.
 
     Any reader of class folders opens them. The YAML file tells DD-Ranking's soft-label evaluator (version
-    0.1.4) how students were trained here; correct its paths where you run it.
+    0.1.4) how the recipe trains students, and in comments what it has no word for; correct its paths where
+    you run it.
     """
 
     name = "dd_ranking"
@@ -32,72 +32,77 @@ class DDRanking(Exporter):
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="what DD-Ranking calls the data set"
     )
 
-    def export(self, run: Path, destination: Path) -> None:
-        artifact = distilled_set(run)
-        data = str(artifact.meta.get("data", "data"))
-        dataset = self.dataset or NAMES.get(data) or re.sub(r"[^A-Za-z0-9._-]+", "-", data).strip("-.")
-        place = f"{self.method}/{dataset or 'data'}/IPC{artifact.meta.get('ipc')}"
-        random = run / "baselines" / "random" / "images.safetensors"
-        with whole_folder(destination) as folder:
-            _write(folder / "baselines" / place, artifact)
-            if random.is_file():
-                _write(folder / "random_data" / place, read(random, "distilled"))
-            path = folder / f"{place}.yaml"
-            path.parent.mkdir(parents=True)
-            settings = self._settings(run, artifact, dataset, place, random.is_file())
-            lines = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-    def _settings(
-        self, run: Path, artifact: Artifact, dataset: str, place: str, random: bool
-    ) -> dict[str, Any]:
-        recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
-        evaluation = recipe.get("evaluation", {})
-        image_size = artifact.tensors["images"].shape[-1]
-        students = evaluation.get("students", [{"use": "convnet"}])
-        normalise = {
-            "name": "Normalize",
-            "args": {"mean": artifact.meta["mean"], "std": artifact.meta["std"]},
-        }
+    def export(self, run: FinishedRun, destination: Path) -> None:
+        images, data = run.images, str(run.meta.get("data", "data"))
+        dataset = (
+            self.dataset or NAMES.get(data) or re.sub(r"[^A-Za-z0-9._-]+", "-", data).strip("-.") or "data"
+        )
+        place = f"{self.method}/{dataset}/IPC{run.meta.get('ipc')}"
         settings: dict[str, Any] = {
             "dataset": dataset,
             "real_data_path": "./datasets/",
-            "ipc": artifact.meta.get("ipc"),
-            "im_size": [image_size, image_size],
-            "model_name": _model(str(students[0].get("use", "convnet")), students[0]),
-            "stu_use_torchvision": False,
-            "tea_use_torchvision": False,
+            "ipc": run.meta.get("ipc"),
+            "im_size": list(images.shape[-2:]),
             "teacher_dir": "./teacher_models",
-            "data_aug_func": "cutmix",
-            "aug_params": {"beta": 1.0},
-            "use_zca": False,
-            "custom_train_trans": [{"name": "ToTensor"}, normalise],
-            "custom_val_trans": None,
-            "soft_label_mode": "M",
-            "soft_label_criterion": "mse_gt",
-            "optimizer": evaluation.get("optimizer", "adamw"),
-            "lr_scheduler": "cosine",
-            "weight_decay": evaluation.get("weight_decay", 0.01),
-            "default_lr": evaluation.get("learning_rate", 0.001),
-            "num_eval": max(5, len(evaluation.get("seeds", []))),
-            "num_epochs": evaluation.get("epochs", 300),
-            "syn_batch_size": evaluation.get("batch", 256),
-            "real_batch_size": recipe.get("pretrain", {}).get("batch", 256),
             "syn_data_path": f"./baselines/{place}/",
             "save_path": f"./results/{place}.csv",
         }
-        if random:
-            settings |= {"random_data_format": "image", "random_data_path": f"./random_data/{place}/"}
-        return settings
+        with whole_folder(destination) as folder:
+            write_pictures(folder / "baselines" / place, images, run.labels, run.classes)
+            if run.baseline is not None:
+                write_pictures(folder / "random_data" / place, *run.baseline, run.classes)
+                settings |= {"random_data_format": "image", "random_data_path": f"./random_data/{place}/"}
+            trained, untold = _training(run)
+            lines = [f"{key}: {json.dumps(value)}" for key, value in {**settings, **trained}.items()]
+            lines += [f"# no counterpart here: {key} = {json.dumps(value)}" for key, value in untold.items()]
+            path = folder / f"{place}.yaml"
+            path.parent.mkdir(parents=True)
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _model(name: str, table: dict[str, Any]) -> str:
+def _training(run: FinishedRun) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the recipe's training of students in DD-Ranking's words, and what those can't say, by key."""
+    evaluation, relabel = run.recipe["evaluation"], run.recipe["relabel"]
+    student, schedule, objective = evaluation["students"][0], evaluation["schedule"], evaluation["objective"]
+    normalize = {"name": "Normalize", "args": {"mean": list(run.mean), "std": list(run.std)}}
+    settings = {
+        "model_name": _model(student),
+        "stu_use_torchvision": student["use"].startswith("torchvision/"),
+        "use_zca": False,
+        "custom_train_trans": [{"name": "ToTensor"}, normalize],
+        "custom_val_trans": None,
+        "data_aug_func": "cutmix" if relabel["cutmix"] else None,
+        "aug_params": {"beta": relabel["cutmix_alpha"]} if relabel["cutmix"] else {},
+        "soft_label_mode": "M",  # labels for each view, as all sets have here
+        "optimizer": evaluation["optimizer"],
+        "weight_decay": evaluation["weight_decay"],
+        "default_lr": evaluation["learning_rate"],
+        "num_eval": len(evaluation["seeds"]),
+        "num_epochs": evaluation["epochs"],
+        "syn_batch_size": evaluation["batch"],
+        "real_batch_size": run.recipe["pretrain"]["batch"],
+    }
+    untold = {f"relabel.{key}": relabel[key] for key in ("augmentation", "ensembler")}
+    if 0 < relabel["cutmix"] < 1:
+        untold["relabel.cutmix"] = relabel["cutmix"]
+    if evaluation["optimizer"] == "sgd":
+        settings["momentum"] = evaluation["momentum"]
+    if schedule["use"] == "cosine" and not schedule.get("warmup"):
+        settings["lr_scheduler"] = "cosine"
+    else:
+        untold["evaluation.schedule"] = schedule
+    if objective["use"] == "mse_gt":
+        settings |= {"soft_label_criterion": "mse_gt", "loss_fn_kwargs": {"ce_weight": objective["gamma"]}}
+    elif objective["use"] == "kl":
+        temperature = objective["temperature"]
+        settings |= {"soft_label_criterion": "kl", "temperature": temperature}
+        settings["loss_fn_kwargs"] = {"temperature": temperature}
+    else:
+        untold["evaluation.objective"] = objective
+    return settings, untold
+
+
+def _model(student: Mapping[str, Any]) -> str:
     """Return what DD-Ranking calls a student (its ConvNets carry their depth)."""
-    if name == "convnet":
-        return f"ConvNet-{table.get('depth', 3)}"
-    return {"resnet18_small": "ResNet-18-BN", "torchvision/resnet18": "ResNet-18-BN"}.get(name, name)
-
-
-def _write(folder: Path, artifact: Artifact) -> None:
-    tensors = artifact.tensors
-    write_pictures(folder, tensors["images"], tensors["labels"], artifact.meta["classes"])
+    name = str(student["use"])
+    return f"ConvNet-{student['depth']}" if name == "convnet" else MODELS.get(name, name)

@@ -8,9 +8,13 @@ from pathlib import Path
 from pydantic import Field
 
 from gvbsm_plugins.exporters.writing import png, whole_folder
-from gvbsm_registry import Artifact, Exporter, GvbsmError
-from gvbsm_registry.card import distilled_set, write_card
+from gvbsm_registry import Exporter, FinishedRun, GvbsmError
 
+OPENING = """from pathlib import Path
+
+from datasets import load_dataset
+
+dataset = load_dataset(str(Path().resolve()))["train"]  # takes its name from the folder's"""
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -24,32 +28,31 @@ class HuggingFaceFolder(Exporter):
 
     license: str = Field("unknown", description="the card's licence: that of the data the set is made from")
 
-    def export(self, run: Path, destination: Path) -> None:
+    def export(self, run: FinishedRun, destination: Path) -> None:
         """Write the folder; raises GvbsmError if `datasets` is not installed or the run has no set."""
-        artifact = distilled_set(run)
+        images = run.images
         try:
             import datasets
         except ImportError as error:
             raise GvbsmError(
                 "exporter 'huggingface' needs the package datasets; pip install gvbsm[huggingface]"
             ) from error
-        images, labels = artifact.tensors["images"], artifact.tensors["labels"]
         features = datasets.Features(
-            {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(artifact.meta["classes"]))}
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(run.classes))}
         )
         rows = {
             "image": [{"bytes": png(image), "path": None} for image in images],
-            "label": labels.tolist(),
+            "label": run.labels.tolist(),
         }
         with whole_folder(destination) as folder:
             (folder / "data").mkdir()
             path = folder / "data" / "train-00000-of-00001.parquet"
             datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
-            write_card(run, folder, self._front(artifact))
+            run.write_card(folder, OPENING, self._front(run))
 
-    def _front(self, artifact: Artifact) -> str:
+    def _front(self, run: FinishedRun) -> str:
         """Return the card's YAML header (JSON values, which YAML reads)."""
-        count = len(artifact.tensors["labels"])
+        count = len(run.labels)
         size = next((name for most, name in SIZES if count < most), "n>1M")
         configs = [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]
         header = {
@@ -57,7 +60,7 @@ class HuggingFaceFolder(Exporter):
             "task_categories": ["image-classification"],
             "tags": ["dataset-distillation", "dataset-condensation", "gvbsm"],
             "size_categories": [size],
-            "pretty_name": f"Condensed {artifact.meta.get('data', 'image')} set",
+            "pretty_name": f"Condensed {run.meta.get('data', 'image')} set",
             "configs": configs,
         }
         lines = [f"{key}: {json.dumps(value)}" for key, value in header.items()]

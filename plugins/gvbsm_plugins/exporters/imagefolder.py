@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 from gvbsm_plugins.exporters.writing import whole_folder, write_pictures
-from gvbsm_registry import Exporter
-from gvbsm_registry.card import distilled_set, records_of, write_card
+from gvbsm_registry import Exporter, FinishedRun
 
 MANIFEST = "manifest.json"
+OPENING = """from torchvision.datasets import ImageFolder
+
+dataset = ImageFolder("images")"""
 
 
 class ImageFolderFiles(Exporter):
@@ -22,22 +24,25 @@ class ImageFolderFiles(Exporter):
 
     name = "imagefolder"
 
-    def export(self, run: Path, destination: Path) -> None:
-        artifact = distilled_set(run)
-        images, labels = artifact.tensors["images"], artifact.tensors["labels"]
+    def export(self, run: FinishedRun, destination: Path) -> None:
+        images = run.images
         with whole_folder(destination) as folder:
-            files = write_pictures(folder / "images", images, labels, artifact.meta["classes"])
+            files = write_pictures(folder / "images", images, run.labels, run.classes)
             manifest = {
                 "format": "gvbsm-imagefolder",
                 "schema": 1,
-                "key": artifact.key,
-                **{name: artifact.meta.get(name) for name in ("classes", "mean", "std", "ipc", "data")},
+                "key": run.key,
+                "classes": run.classes,
+                "mean": run.mean,
+                "std": run.std,
+                "ipc": run.meta.get("ipc"),
+                "data": run.meta.get("data"),
                 "channels": images.shape[1],
                 "image_size": images.shape[-1],
-                "provenance": artifact.meta.get("provenance", {}),
+                "provenance": run.meta.get("provenance", {}),
                 "images": [{"file": f"images/{path}", "label": label} for path, label in files],
-                "results": records_of(run),
+                "results": run.records,
             }
             text = json.dumps(manifest, indent=1, ensure_ascii=False)
             (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-            write_card(run, folder)
+            run.write_card(folder, OPENING)

@@ -101,7 +101,7 @@ def list_pictures(root: Path) -> dict[str | int, list[Path]]:
     by_class: dict[str | int, list[Path]] = {}
     for name, directory in names.items():
         match = SRE2L.fullmatch(name)
-        pictures = [folder / directory / os.fsdecode(path) for path, _ in image_files(folder / directory)]
+        pictures = [folder / directory / os.fsdecode(path) for path in image_files(folder / directory)]
         if pictures:
             by_class[int(match[1]) if numbered and match else name] = pictures
     if not by_class:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,29 +40,26 @@ def class_folders(folder: Path) -> dict[str, str]:
     return dict(sorted((printable(name), name) for name in names))
 
 
-def image_files(folder: Path) -> list[tuple[bytes, os.DirEntry[str]]]:
-    """Return (path relative to `folder`, entry) of all image files at any depth, sorted by path.
+def image_files(folder: Path) -> list[bytes]:
+    """Return the paths, relative to `folder`, of all image files at any depth, sorted.
 
     Hidden files, files without an image's suffix and links to folders are left out: links may make a loop.
     """
-    return sorted(_walk(folder, b""), key=lambda pair: pair[0])
+    return sorted(_walk(folder, b""))
 
 
-def _walk(folder: Path, prefix: bytes) -> Iterator[tuple[bytes, os.DirEntry[str]]]:
+def _walk(folder: Path, prefix: bytes) -> Iterator[bytes]:
     with _scan(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             path = prefix + os.fsencode(entry.name)
+            # A link that leads nowhere is a picture that is missing, not a special file to pass over.
+            dangling = entry.is_symlink() and not os.path.exists(entry.path)
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(folder / entry.name, path + b"/")
-            elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or _dangling(entry)):
-                yield path, entry
-
-
-def _dangling(entry: os.DirEntry[str]) -> bool:
-    """Tell whether a link leads nowhere: a picture that is missed, and not a special file to pass over."""
-    return entry.is_symlink() and not os.path.exists(entry.path)
+            elif entry.name.lower().endswith(SUFFIXES) and (dangling or entry.is_file()):
+                yield path
 
 
 def _scan(folder: Path) -> os._ScandirIterator[str]:
@@ -103,7 +100,7 @@ class Listing:
 
 
 def read_bytes(path: str) -> bytes:
-    """Return the contents of a file. Raises GvbsmError if it can't be read, which is not to be skipped."""
+    """Return the contents of a file. Raises GvbsmError if it can't be read, even with `skip_broken`."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -113,14 +110,27 @@ def read_bytes(path: str) -> bytes:
         ) from error
 
 
-def make_listing(folder: Path, files: Iterable[tuple[bytes, int, os.stat_result]]) -> Listing:
-    """Return the listing of (path relative to `folder`, label, stat) triples, in their order."""
+def make_listing(folder: Path, files: Iterable[tuple[bytes, int]], skip_broken: bool) -> Listing:
+    """Return the listing of (path relative to `folder`, label) pairs, in their order.
+
+    Raises BrokenPictureError for a file that is missing, such as a link that leads nowhere, unless
+    `skip_broken` leaves it out.
+    """
     import numpy as np
     import torch
 
     names, ends, labels = bytearray(), array("q"), array("q")
     hasher = hashlib.sha256()
-    for path, label, stat in files:
+    for path, label in files:
+        full = os.path.join(os.fsencode(folder), path)
+        try:
+            stat = os.stat(full)
+        except OSError as error:
+            if not skip_broken:
+                raise BrokenPictureError(
+                    printable(os.fsdecode(full)), f"can't be read ({error.strerror})"
+                ) from error
+            continue
         names += path
         ends.append(len(names))
         labels.append(label)
@@ -137,28 +147,23 @@ def make_listing(folder: Path, files: Iterable[tuple[bytes, int, os.stat_result]
 def list_classes(folder: Path, classes: dict[str, str], skip_broken: bool) -> Listing:
     """Return the pictures in class folders (class name → path below `folder`), by label, then by path.
 
-    Raises GvbsmError naming the folder of a class without pictures, or a link that leads nowhere (which
-    `skip_broken` passes over).
+    Raises GvbsmError as `make_listing` does, and naming the folder of a class without pictures.
     """
+    files = (
+        (os.fsencode(below) + b"/" + path, label)
+        for label, below in enumerate(classes.values())
+        for path in image_files(folder / below)
+    )
+    listing = make_listing(folder, files, skip_broken)
+    if empty := empty_classes(listing.labels, list(classes.values())):
+        raise GvbsmError(
+            f"{printable(os.fspath(folder / empty[0]))}: class folder without pictures; "
+            "put some there, or remove the class from train and test"
+        )
+    return listing
 
-    def entries() -> Iterator[tuple[bytes, int, os.stat_result]]:
-        for label, below in enumerate(classes.values()):
-            count = 0
-            for path, entry in image_files(folder / below):
-                try:
-                    stat = entry.stat()
-                except OSError as error:
-                    if not skip_broken:
-                        raise BrokenPictureError(
-                            printable(entry.path), f"can't be read ({error.strerror})"
-                        ) from error
-                    continue
-                count += 1
-                yield os.fsencode(below) + b"/" + path, label, stat
-            if not count:
-                raise GvbsmError(
-                    f"{printable(os.fspath(folder / below))}: class folder without pictures; "
-                    "put some there, or remove the class from train and test"
-                )
 
-    return make_listing(folder, entries())
+def empty_classes(labels: Tensor, classes: Sequence[str]) -> list[str]:
+    """Return the classes that no label, int64 [N], names."""
+    counts = labels.bincount(minlength=len(classes)).tolist()
+    return [name for name, count in zip(classes, counts, strict=True) if not count]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gvbsm_plugins.pictures.cache import load_cached, save_cached
 from gvbsm_plugins.pictures.decoding import BrokenPictureError, decode
+from gvbsm_plugins.pictures.listing import empty_classes
 from gvbsm_registry import Artifact, GvbsmError, Split, TensorSplit, artifacts
 
 if TYPE_CHECKING:
@@ -65,9 +66,18 @@ def open_pictures(
     origin: where the pictures are from, for cache files and messages. Raises BrokenPictureError for the first
     broken picture unless they are to be skipped, and GvbsmError if that leaves a class empty.
     """
+    if not in_memory and not pixel_format.skip_broken:
+        return PictureSplit(pictures, classes, pixel_format)
+    # Labels must be known before pictures are read, so every picture is tried once in a stream too.
+    tensors = _decode_once(
+        pictures, classes, pixel_format, cache, origin, "pixels" if in_memory else "intact"
+    )
+    intact = tensors["intact"]
+    _check_remaining(pictures, intact, classes, origin)
     if in_memory:
-        return _in_memory(pictures, classes, pixel_format, cache, origin)
-    return _streaming(pictures, classes, pixel_format, cache, origin)
+        return TensorSplit(tensors["images"], pictures.labels[intact], classes)
+    chosen = None if bool(intact.all()) else intact.nonzero().flatten()
+    return PictureSplit(pictures, classes, pixel_format, chosen)
 
 
 class PictureSplit(Split):
@@ -108,62 +118,42 @@ class PictureSplit(Split):
         return artifacts.digest([self.pictures.digest, self.classes, asdict(self.pixel_format), left])
 
 
-def _in_memory(
-    pictures: Pictures, classes: tuple[str, ...], pixel_format: PixelFormat, cache: Path, origin: str
-) -> TensorSplit:
+def _decode_once(
+    pictures: Pictures,
+    classes: tuple[str, ...],
+    pixel_format: PixelFormat,
+    cache: Path,
+    origin: str,
+    kind: str,
+) -> dict[str, Tensor]:
+    """Return `intact`, bool [N], and of the kind "pixels" the intact `images` too; cached in a file."""
+    import PIL
     import torch
 
-    key = _key(pictures, classes, pixel_format, origin)
-    path = cache / f"pixels-{key[:24]}.safetensors"
-    shape = (len(pictures), pixel_format.channels, pixel_format.image_size, pixel_format.image_size)
-    tensors = _load_intact(path, "pixels", key)
-    if tensors is None or not _fits(tensors, shape):
-        images = torch.empty(shape, dtype=torch.uint8)
-        intact = _decode_all(pictures, pixel_format, images.numpy())
-        tensors = {"images": images[intact] if not intact.all() else images, "intact": intact}
-        save_cached(path, Artifact("pixels", key, tensors, {"provenance": {"from": origin}}))
-    intact = tensors["intact"]
-    _check_remaining(pictures, intact, classes, origin)
-    return TensorSplit(tensors["images"], pictures.labels[intact], classes)
-
-
-def _streaming(
-    pictures: Pictures, classes: tuple[str, ...], pixel_format: PixelFormat, cache: Path, origin: str
-) -> PictureSplit:
-    if not pixel_format.skip_broken:
-        return PictureSplit(pictures, classes, pixel_format)
-    # Labels must be known before pictures are read, so every picture is tried once; the answer is kept.
-    key = _key(pictures, classes, pixel_format, origin)
-    path = cache / f"intact-{key[:24]}.safetensors"
-    tensors = _load_intact(path, "intact", key)
-    if tensors is None or tuple(tensors["intact"].shape) != (len(pictures),):
-        tensors = {"intact": _decode_all(pictures, pixel_format, None)}
-        save_cached(path, Artifact("intact", key, tensors, {"provenance": {"from": origin}}))
-    intact = tensors["intact"]
-    _check_remaining(pictures, intact, classes, origin)
-    chosen = None if bool(intact.all()) else intact.nonzero().flatten()
-    return PictureSplit(pictures, classes, pixel_format, chosen)
-
-
-def _key(pictures: Pictures, classes: tuple[str, ...], pixel_format: PixelFormat, origin: str) -> str:
-    import PIL
-
     # Pillow brings its own JPEG decoder: another version may decode to other pixels.
-    return artifacts.digest(
-        [pictures.digest, classes, asdict(pixel_format), origin, DECODER, PIL.__version__]
-    )
+    versions = [DECODER, PIL.__version__]
+    key = artifacts.digest([pictures.digest, classes, asdict(pixel_format), origin, *versions])
+    path = cache / f"{kind}-{key[:24]}.safetensors"
+    shape = (len(pictures), pixel_format.channels, pixel_format.image_size, pixel_format.image_size)
+    cached = load_cached(path, kind, key)
+    if cached is not None and _fits(cached.tensors, shape, kind):
+        return cached.tensors
+    images = torch.empty(shape, dtype=torch.uint8) if kind == "pixels" else None
+    intact = _decode_all(pictures, pixel_format, None if images is None else images.numpy())
+    tensors = {"intact": intact}
+    if images is not None:
+        tensors["images"] = images if intact.all() else images[intact]
+    save_cached(path, Artifact(kind, key, tensors, {"provenance": {"from": origin}}))
+    return tensors
 
 
-def _load_intact(path: Path, kind: str, key: str) -> dict[str, Tensor] | None:
-    artifact = load_cached(path, kind, key)
-    return artifact.tensors if artifact is not None and "intact" in artifact.tensors else None
-
-
-def _fits(tensors: dict[str, Tensor], shape: tuple[int, ...]) -> bool:
-    intact, images = tensors["intact"], tensors.get("images")
-    if images is None or tuple(intact.shape) != shape[:1]:
+def _fits(tensors: dict[str, Tensor], shape: tuple[int, ...], kind: str) -> bool:
+    intact, images = tensors.get("intact"), tensors.get("images")
+    if intact is None or tuple(intact.shape) != shape[:1]:
         return False
-    return tuple(images.shape) == (int(intact.sum()), *shape[1:])
+    if kind == "intact":
+        return True
+    return images is not None and tuple(images.shape) == (int(intact.sum()), *shape[1:])
 
 
 def _decode_all(pictures: Pictures, pixel_format: PixelFormat, images: np.ndarray | None) -> Tensor:
@@ -218,9 +208,7 @@ def _check_remaining(pictures: Pictures, intact: Tensor, classes: tuple[str, ...
         return
     first = pictures.where(int(broken[0]))
     log.warning("%s: left out %d of %d pictures as broken, first %s", origin, len(broken), len(intact), first)
-    counts = pictures.labels[intact].bincount(minlength=len(classes)).tolist()
-    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if empty:
+    if empty := empty_classes(pictures.labels[intact], classes):
         raise GvbsmError(
             f"{origin}: every picture of class {empty[0]!r} is broken, first {first}; "
             "replace them or remove the class from train and test"

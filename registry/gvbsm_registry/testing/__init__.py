@@ -123,5 +123,5 @@ def check_executor(component: Executor | type[Executor]) -> None:
 
 
 def check_exporter(component: Exporter | type[Exporter]) -> None:
-    """Check an exporter on a small made-up run folder. Raises ConformanceError."""
+    """Check an exporter on a small made-up run. Raises ConformanceError."""
     _check(Exporter, component)

@@ -21,7 +21,7 @@ def _build(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = context.component.build(classes, image_size or context.image_sizes[0], channels)
+        model: Module = context.component.build(classes, image_size or context.image_sizes[0], channels)
     require(isinstance(model, torch.nn.Module), f"build returns {model!r}, not a torch module")
     return model.to(context.device).eval()
 

@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gvbsm_registry.artifacts import Artifact, write
 from gvbsm_registry.testing.requirements import Context, fail, require, require_error, requirement
-from gvbsm_registry.testing.samples import SampleSource
+from gvbsm_registry.testing.samples import SampleRun, close
 
 
 def _square(number: int, send: Callable[[Any], None]) -> int:
@@ -69,54 +68,28 @@ def _ends_with_a_tasks_error(context: Context) -> None:
         fail("a task that raises ZeroDivisionError raised nothing")
 
 
-def make_run(folder: Path, channels: int = 3) -> Path:
-    """Write a small made-up run folder (3 classes of 2 images, 8×8) for exporters; return it."""
-    source = SampleSource(3, 2, channels)
-    order = source.train.labels.argsort(stable=True)
-    tensors = {"images": source.train.images[order], "labels": source.train.labels[order]}
-    meta = {
-        "classes": list(source.train.classes),
-        "mean": [0.5] * channels,
-        "std": [0.25] * channels,
-        "ipc": 2,
-        "data": "made up",
-        "provenance": {"gvbsm": "0", "torch": "0", "recipe": "made-up", "seed": 0},
-    }
-    write(folder / "distilled" / "images.safetensors", Artifact("distilled", "0" * 64, tensors, meta))
-    (folder / "results.json").write_text('{"schema": 1, "records": []}\n', encoding="utf-8")
-    (folder / "recipe.toml").write_text('name = "made-up"\n', encoding="utf-8")
-    return folder
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 @requirement("exporter")
 def _writes_the_set(context: Context) -> None:
     """`export(run, destination)` writes a finished run's set, colour or grey, to a destination that does not
     exist yet, and leaves the run as it was."""
     for channels in (3, 1):
         with tempfile.TemporaryDirectory() as folder:
-            run = make_run(Path(folder, "run"), channels)
-            before = _contents(run)
+            run, untouched = (SampleRun(Path(folder), channels) for _ in range(2))
             destination = Path(folder, "new", "export")
             context.component.export(run, destination)
-            size = (
-                destination.stat().st_size
-                if destination.is_file()
-                else sum(path.stat().st_size for path in destination.rglob("*") if path.is_file())
-            )
-            require(destination.exists() and size > 0, "nothing is written to the destination")
-            require(_contents(run) == before, "it changes the run folder")
+            written = [destination, *destination.rglob("*")]
+            size = sum(path.stat().st_size for path in written if path.is_file())
+            require(size > 0, "nothing is written to the destination")
+            same = close(run.images, untouched.images, 0) and close(run.labels, untouched.labels, 0)
+            require(same, "it changes the run's images or labels")
+            require(run.recipe == untouched.recipe and run.meta == untouched.meta, "it changes the run")
 
 
 @requirement("exporter")
 def _refuses_an_unfinished_run(context: Context) -> None:
-    """a run folder without a distilled set raises a GvbsmError, and nothing is written."""
+    """a run without distilled images raises a GvbsmError, and nothing is written."""
     with tempfile.TemporaryDirectory() as folder:
-        run, destination = Path(folder, "run"), Path(folder, "export")
-        run.mkdir()
+        run, destination = SampleRun(Path(folder), finished=False), Path(folder, "export")
         require_error(lambda: context.component.export(run, destination), "a run that is not finished")
         require(not destination.exists(), "something is written nevertheless")
 
@@ -125,7 +98,6 @@ def _refuses_an_unfinished_run(context: Context) -> None:
 def _refuses_a_destination_that_cannot_be(context: Context) -> None:
     """a destination that can't be written (a file where a folder is needed) raises a GvbsmError."""
     with tempfile.TemporaryDirectory() as folder:
-        run = make_run(Path(folder, "run"))
-        blocked = Path(folder, "file")
+        run, blocked = SampleRun(Path(folder)), Path(folder, "file")
         blocked.write_text("not a folder", encoding="utf-8")
         require_error(lambda: context.component.export(run, blocked / "export"), "a destination below a file")

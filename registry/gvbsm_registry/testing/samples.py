@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gvbsm_registry.artifacts import write_text
+from gvbsm_registry.errors import GvbsmError
 from gvbsm_registry.splits import TensorSplit
 
 if TYPE_CHECKING:
@@ -153,6 +157,62 @@ class SampleSource:
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 to float in -1..1."""
         return images.float() / 127.5 - 1
+
+
+RECIPE: dict[str, Any] = {
+    "name": "made-up",
+    "seed": 0,
+    "backbones": [{"use": "convnet", "width": 8, "depth": 2}],
+    "pretrain": {"epochs": 2, "batch": 64, "learning_rate": 0.05},
+    "synthesis": {"ipc": 2, "iterations": 10},
+    "relabel": {
+        "epochs": 5,
+        "augmentation": {"use": "resized_crop"},
+        "cutmix": 1.0,
+        "cutmix_alpha": 1.0,
+        "ensembler": {"use": "mean"},
+    },
+    "evaluation": {
+        "students": [{"use": "convnet", "width": 8, "depth": 2}],
+        "seeds": [0],
+        "epochs": 5,
+        "batch": 50,
+        "optimizer": "adamw",
+        "learning_rate": 0.001,
+        "momentum": 0.9,
+        "weight_decay": 0.01,
+        "schedule": {"use": "cosine", "warmup": 0.0},
+        "objective": {"use": "mse_gt", "gamma": 0.15},
+    },
+}
+"""Part of a resolved recipe."""
+
+
+class SampleRun:
+    """`gvbsm_registry.FinishedRun` on made-up images: 3 classes of 2, uint8 [6, channels, 8, 8]."""
+
+    def __init__(self, folder: Path, channels: int = 3, finished: bool = True) -> None:
+        train = SampleSource(3, 2, channels).train
+        order = train.labels.argsort(stable=True)
+        self.folder, self.finished = folder, finished
+        self._images, self.labels = train.images[order], train.labels[order]
+        self.classes, self.key = train.classes, "0" * 64
+        self.mean, self.std = (0.5,) * channels, (0.25,) * channels
+        self.meta: dict[str, Any] = {"ipc": 2, "data": "made up", "provenance": {"recipe": "made-up"}}
+        self.recipe = copy.deepcopy(RECIPE)
+        self.baseline = (self._images.flip(0), self.labels.flip(0))
+        self.records: list[dict[str, Any]] = []
+
+    @property
+    def images(self) -> Tensor:
+        """The images; raises GvbsmError if the run is one that is not finished."""
+        if not self.finished:
+            raise GvbsmError(f"{self.folder}: holds no distilled set; finish it with 'gvbsm run'")
+        return self._images
+
+    def write_card(self, destination: Path, opening: str, front: str = "") -> None:
+        """Write README.md."""
+        write_text(destination / "README.md", f"{front}A made-up set.\n\n{opening}\n")
 
 
 def unseeded(call: Callable[[], Any]) -> Any:

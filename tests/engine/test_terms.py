@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks.textbook import MATCHERS, TextbookStep, measure
 from gvbsm.matching.activations import ActivationRecorder
-from gvbsm.matching.terms import Matching, Statistic, sites_of, target_name
+from gvbsm.matching.forward import MatchedBackbone
+from gvbsm.matching.terms import Matching, Statistic, sites_of, target_name, term_names
 from gvbsm_registry import GvbsmError, Matcher, Registry
 
 
@@ -69,9 +70,9 @@ def named(wanted: list[Matcher], targets: dict[str, Any]) -> dict[str, Tensor]:
 def engine_terms(
     model, matching: Matching, images: Tensor, uniforms: Tensor, fused: bool = True
 ) -> dict[str, Tensor]:
-    with ActivationRecorder(model, matching.sites, matching.groups, fused) as taps:
+    with ActivationRecorder(model, matching.sites, matching.groups, fused) as recorder:
         model(images)
-    return matching.losses(matching.statistics_of(taps.activations()), uniforms)
+    return matching.step_losses(matching.statistics_of(recorder.activations()), uniforms)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -141,7 +142,7 @@ def test_equation_14_value_is_the_averages_and_path_the_batchs(start, share):
         now = randn(1, 5, seed=10 + step).requires_grad_()
         weight = share if step == 0 else 0.2
         average = (1 - weight) * average + weight * now.detach()[0]
-        norm = statistic.norms(now, keep, 0.8)
+        norm = statistic.update_and_distance(now, keep, 0.8)
         (grad,) = torch.autograd.grad(norm.sum(), now)
         distance = (average - target).square().sum().sqrt()
         torch.testing.assert_close(norm[0, 0], distance, rtol=1e-12, atol=1e-12)
@@ -152,7 +153,7 @@ def test_a_perfect_match_costs_nothing_and_pulls_nowhere():
     target = randn(5)
     statistic = Statistic([target], 1, "first")
     now = target[None].clone().requires_grad_()
-    norm = statistic.norms(now, torch.ones(1, 1, dtype=torch.bool), 0.8)
+    norm = statistic.update_and_distance(now, torch.ones(1, 1, dtype=torch.bool), 0.8)
     (grad,) = torch.autograd.grad(norm.sum(), now)
     assert float(norm.detach()) < 1e-100
     assert torch.equal(grad, torch.zeros_like(grad))
@@ -188,11 +189,11 @@ def test_equal_drops_skip_the_same_sites_and_leave_their_averages(registry):
     ]
     measured = named(wanted, measure(model, [randn(4, 2, 7, 7)]))
     matching = Matching(model, wanted, measured)
-    assert matching.terms == ["conv_channel-1", "conv_channel-2"]
+    assert [term.name for term in matching.terms] == ["conv_channel-1", "conv_channel-2"]
     uniforms = torch.tensor([[0.39, 0.4, 0.9, 0.1]])
     terms = engine_terms(model, matching, randn(4, 2, 7, 7, seed=3), uniforms)
     assert terms["conv_channel-1"] == terms["conv_channel-2"] > 0
-    statistic = matching.statistics[0]["mean"]
+    statistic = matching.terms[0].statistics["mean"]
     touched = [bool(statistic.average[0, statistic.site == site].any()) for site in range(4)]
     assert touched == [False, True, True, False]
 
@@ -202,7 +203,7 @@ def test_a_matcher_without_sites_is_left_out(registry):
     wanted = matchers(registry)
     measured = named(wanted, measure(model.double(), [randn(2, 1, 5, 5)]))
     matching = Matching(model, wanted, measured)
-    assert matching.terms == ["conv_channel", "conv_patch"]
+    assert [term.name for term in matching.terms] == ["conv_channel", "conv_patch"]
 
 
 def test_statistics_of_any_shape_are_matched():
@@ -233,7 +234,7 @@ def test_statistics_of_any_shape_are_matched():
 
 
 def test_a_missing_target_names_the_stage_to_run(registry):
-    with pytest.raises(GvbsmError, match="'conv_channel' has no measured targets; run the measure stage"):
+    with pytest.raises(GvbsmError, match="'conv_channel' has no measured targets for site 'stem'; run"):
         Matching(net(), matchers(registry), {})
 
 
@@ -258,3 +259,65 @@ def test_targets_are_named_by_what_they_depend_on(registry):
     assert name(patch_size=4, weight=5, momentum=0.1, drop_rate=0.2, first_site_weight=3) == name()
     assert name(patch_size=2) != name()
     assert name().endswith("/a.b/mean")
+
+
+class Corner(Matcher):
+    """The corner of the activation, under any name and of any size."""
+
+    name = "corner"
+    statistic: str = "corner"
+    size: int = 1
+
+    def sites(self, model):
+        return ["stem", "last"]
+
+    def statistics(self, activation):
+        return {self.statistic: activation.tensor[0, 0, : self.size, 0]}
+
+    def measured_by(self):
+        return {"use": self.full_name}  # as a plugin's new version would, which measures otherwise
+
+
+@pytest.mark.parametrize(
+    ("changed", "asked"), [({"size": 2}, r"corner \[2\]"), ({"statistic": "edge"}, r"edge \[1\]")]
+)
+def test_targets_of_another_version_are_refused_in_one_line(changed, asked):
+    model, matcher = net(), Corner(**changed)
+    stored = {target_name(Corner(), site, "corner"): torch.zeros(1) for site in ("stem", "last")}
+    matching = Matching(model, [matcher], stored)
+    with pytest.raises(GvbsmError, match=rf"'corner' at site 'stem'.*corner \[1\], but.*{asked}; .*measure"):
+        engine_terms(model, matching, randn(2, 2, 7, 7), torch.ones(1, 2))
+
+
+def test_targets_with_other_names_at_one_site_are_refused_in_one_line():
+    stored = {
+        target_name(Corner(), "stem", "corner"): torch.zeros(1),
+        target_name(Corner(), "last", "edge"): torch.zeros(1),
+    }
+    with pytest.raises(GvbsmError, match=r"'corner' at site 'last'.*edge \[1\], but.*corner \[1\]"):
+        Matching(net(), [Corner()], stored)
+
+
+@pytest.mark.parametrize("layers", [[nn.Flatten()], [nn.Flatten(), nn.Linear(18, 3)]])
+def test_a_backbone_in_which_no_matcher_has_a_site_has_no_terms(registry, layers):
+    model, images = nn.Sequential(*layers), torch.randn(2, 2, 3, 3)
+    matched = MatchedBackbone(model, Matching(model, matchers(registry), {}))
+    logits, terms = matched.observe(images, torch.rand(1, 0))
+    torch.testing.assert_close(logits, model(images))
+    assert matched.sites == []
+    assert terms == {}
+
+
+def test_terms_of_one_name_keep_their_numbers_in_every_backbone(registry):
+    class OnLinear(Corner):
+        name = "bn"
+
+        def sites(self, model):
+            return [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+
+        def targets(self, module):
+            return {"corner": torch.zeros(1)}
+
+    wanted = [OnLinear(), registry.create(Matcher, "bn")]
+    assert term_names([*wanted, Corner()]) == ["bn-1", "bn-2", "corner"]
+    assert [term.name for term in Matching(nn.Sequential(nn.BatchNorm2d(2)), wanted, {}).terms] == ["bn-2"]

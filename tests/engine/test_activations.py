@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gvbsm.matching import activations as taps
+from gvbsm.matching import activations as module
 from gvbsm.matching.activations import Activation, ActivationRecorder, BatchMoments, GroupedActivation
 from gvbsm_registry import GvbsmError
 
@@ -43,12 +43,12 @@ def test_moments_pass_gradcheck(shape, groups):
     assert torch.autograd.gradcheck(moments, (randn(*shape).requires_grad_(),))
 
 
-def definition(x: Tensor, side: int) -> dict[str, tuple[Tensor, Tensor]]:
+def definition(x: Tensor, patch_size: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Both reductions of one image batch, cell by cell."""
     channels = [x[:, c] for c in range(x.shape[1])]
-    down, across = math.ceil(x.shape[2] / side), math.ceil(x.shape[3] / side)
+    down, across = math.ceil(x.shape[2] / patch_size), math.ceil(x.shape[3] / patch_size)
     patches = [
-        x[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
+        x[:, :, row * patch_size : (row + 1) * patch_size, column * patch_size : (column + 1) * patch_size]
         for row in range(down)
         for column in range(across)
     ]
@@ -70,19 +70,21 @@ def definition(x: Tensor, side: int) -> dict[str, tuple[Tensor, Tensor]]:
     channels=st.integers(1, 4),
     height=st.integers(1, 15),
     width=st.integers(1, 15),
-    side=st.integers(1, 16),
+    patch_size=st.integers(1, 16),
     seed=st.integers(0, 99),
 )
-def test_moments_equal_the_definition_with_gradients(groups, batch, channels, height, width, side, seed):
+def test_moments_equal_the_definition_with_gradients(
+    groups, batch, channels, height, width, patch_size, seed
+):
     x = randn(groups * batch, channels, height, width, seed=seed).requires_grad_()
     y = x.detach().clone().requires_grad_()
     ours, theirs = torch.zeros(()), torch.zeros(())
     for index, activation in enumerate(seen(x, groups)):
-        expected = definition(y[index * batch : (index + 1) * batch], side)
+        expected = definition(y[index * batch : (index + 1) * batch], patch_size)
         assert torch.equal(activation.tensor, x[index * batch : (index + 1) * batch])
         for found, wanted in (
             (activation.channel_moments(), expected["channel"]),
-            (activation.patch_moments(side), expected["patch"]),
+            (activation.patch_moments(patch_size), expected["patch"]),
         ):
             for kind, (a, b) in enumerate(zip(found, wanted, strict=True)):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
@@ -167,13 +169,13 @@ def test_a_tensor_seen_by_several_sites_is_reduced_once(monkeypatch):
             calls.append(arguments)
             return BatchMoments.apply(*arguments)
 
-    monkeypatch.setattr(taps, "BatchMoments", Counting)
-    tapped = ActivationRecorder(model, ["norm", "left", "right"], groups=2)
+    monkeypatch.setattr(module, "BatchMoments", Counting)
+    recorder = ActivationRecorder(model, ["norm", "left", "right"], groups=2)
     for _ in range(2):  # on require, then beforehand
         calls.clear()
-        with tapped:
+        with recorder:
             model(randn(4, 2, 5, 5))
-        found = tapped.activations()
+        found = recorder.activations()
         for site in found.values():
             for index in range(2):
                 site.group(index).channel_moments()
@@ -186,26 +188,26 @@ def test_a_tensor_seen_by_several_sites_is_reduced_once(monkeypatch):
 def test_an_input_changed_in_place_is_refused():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3))
     model[1] = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))  # writes into what it was given
-    with ActivationRecorder(model, ["1.0"]) as tapped:
+    with ActivationRecorder(model, ["1.0"]) as recorder:
         model(randn(2, 1, 9, 9).float())
     with pytest.raises(GvbsmError, match=r"'1\.0'.*in place.*inplace=False"):
-        tapped.activations()
+        recorder.activations()
 
 
 def test_an_output_changed_in_place_is_none_of_a_sites_business():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 3))
-    with ActivationRecorder(model, ["0", "1", "3"]) as tapped:
+    with ActivationRecorder(model, ["0", "1", "3"]) as recorder:
         model(randn(2, 1, 9, 9).float())
-    assert set(tapped.activations()) == {"0", "1", "3"}
+    assert set(recorder.activations()) == {"0", "1", "3"}
 
 
 def test_a_site_that_is_not_reached_is_refused():
     model = Shared().double()
     model.register_module("spare", nn.Conv2d(2, 2, 3).double())
-    with ActivationRecorder(model, ["left", "spare"]) as tapped:
+    with ActivationRecorder(model, ["left", "spare"]) as recorder:
         model(randn(2, 2, 5, 5))
     with pytest.raises(GvbsmError, match="'spare' is not reached"):
-        tapped.activations()
+        recorder.activations()
 
 
 def test_hooks_go_whatever_happens():
@@ -215,12 +217,12 @@ def test_hooks_go_whatever_happens():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_taps_forget_what_they_handed_out():
+def test_a_recorder_forgets_what_they_handed_out():
     model = Shared().double()
-    with ActivationRecorder(model, ["left"]) as tapped:
+    with ActivationRecorder(model, ["left"]) as recorder:
         model(randn(2, 2, 5, 5))
-        tapped.activations()
+        recorder.activations()
         with pytest.raises(GvbsmError, match="not reached"):
-            tapped.activations()
+            recorder.activations()
         model(randn(2, 2, 6, 6))
-        assert tapped.activations()["left"].tensor.shape == (2, 2, 6, 6)
+        assert recorder.activations()["left"].tensor.shape == (2, 2, 6, 6)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from benchmarks.textbook import channel_moments, measure, patch_moments
-from gvbsm.matching import activations as taps
+from gvbsm.matching import activations as module
 from gvbsm.matching.activations import Activation, GroupedActivation
 from gvbsm.matching.collector import StatisticsCollector
-from gvbsm.matching.terms import target_name
+from gvbsm.matching.terms import Matching, measured_sites, target_name
 from gvbsm_registry import GvbsmError, Matcher, Registry
 
 
@@ -28,12 +28,12 @@ SIZES = st.tuples(*(st.integers(1, 9) for _ in range(4)))
 
 @settings(deadline=None, max_examples=60)
 @given(SIZES, st.integers(1, 5), st.sampled_from([0.0, 100.0]), st.booleans())
-def test_moments_of_any_shape(shape: Any, side: int, offset: float, last: bool) -> None:
+def test_moments_of_any_shape(shape: Any, patch_size: int, offset: float, last: bool) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) + offset
-    wanted = [*channel_moments(x.double()).values(), *patch_moments(x.double(), side).values()]
+    wanted = [*channel_moments(x.double()).values(), *patch_moments(x.double(), patch_size).values()]
     batch = x.to(memory_format=torch.channels_last) if last else x
     reduced = reduced_once(batch)
-    found = [*reduced.channel_moments(), *reduced.patch_moments(side)]
+    found = [*reduced.channel_moments(), *reduced.patch_moments(patch_size)]
     for got, expected in zip(found, wanted, strict=True):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=2e-5)
@@ -81,8 +81,8 @@ class _Residual(nn.Module):
 def test_every_site_of_a_network(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = _Residual().double(), torch.randn(4, 2, 6, 6, dtype=torch.float64)
     reduced = []
-    plain = taps.mean_and_variance
-    monkeypatch.setattr(taps, "mean_and_variance", lambda x, g: reduced.append(x.shape) or plain(x, g))
+    plain = module.mean_and_variance
+    monkeypatch.setattr(module, "mean_and_variance", lambda x, g: reduced.append(x.shape) or plain(x, g))
     matchers = _matchers(registry)
     taken = StatisticsCollector(model, matchers)
     for batch in (images, images + 1, images[:3]):  # site by site in the first, all together then
@@ -181,3 +181,37 @@ def test_no_activation_outlives_its_use(registry: Registry) -> None:
     taken(images)
     taken(images)
     assert max(alive) <= 3, "the images, what a block is given and what it made"
+
+
+def test_a_batchnorm_is_measured_where_it_does_not_know_its_statistics(registry: Registry) -> None:
+    first, known = nn.BatchNorm2d(2, track_running_stats=False), nn.BatchNorm2d(2)
+    model, images = nn.Sequential(first, known).eval(), torch.randn(4, 2, 5, 5) + 3
+    matcher = registry.create(Matcher, "bn")
+    assert measured_sites(matcher, model) == ["0"]
+    measured = StatisticsCollector(model, [matcher])(images)
+    assert measured.keys() == {target_name(matcher, "0", name) for name in ("mean", "var")}
+    torch.testing.assert_close(measured[target_name(matcher, "0", "mean")], images.mean((0, 2, 3)))
+    (term,) = Matching(model, [matcher], measured).terms
+    torch.testing.assert_close(
+        term.statistics["mean"].targets, torch.cat([images.mean((0, 2, 3)), torch.zeros(2)])
+    )
+
+
+def test_a_network_without_sites_has_nothing_to_measure(registry: Registry) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8, 2))
+    assert StatisticsCollector(model, _matchers(registry))(torch.randn(3, 2, 2, 2)) == {}
+
+
+def test_looking_late_at_what_is_changed_in_place_is_no_different() -> None:
+    class Changing(_Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            middle = self.first(x).relu()
+            second = self.second(middle)
+            middle.zero_()
+            return second
+
+    model, matcher = Changing(), Looking(since=2)
+    collector, images = StatisticsCollector(model, [matcher]), torch.randn(4, 2, 6, 6)
+    for _ in range(5):
+        peak = collector(images)[target_name(matcher, "second", "peak")]
+    torch.testing.assert_close(peak, model.first(images).relu().amax())

@@ -1,0 +1,66 @@
+"""The commands that run a recipe: `run`, one for each stage, and `recipes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gvbsm.cli import load_plugins
+from gvbsm.cli.options import FOLDER, recipe_options, run_options, stage_options
+from gvbsm.stages import STAGES
+
+
+@click.command("run")
+@recipe_options
+@click.option("--out", type=FOLDER, help="The run folder. [default: runs/RECIPE-DIGEST]")
+@run_options
+def run_command(
+    recipe: str, out: Path | None, overrides: list[tuple[str, Any]], where: dict[str, Any]
+) -> None:
+    """Run a recipe from data to accuracies; RECIPE is a name (see `gvbsm recipes`) or a file.
+
+    Run again to go on after an interruption: finished work is reused.
+    """
+    run_and_print(recipe, out, overrides, where)
+
+
+def run_and_print(
+    recipe: str | Path, out: Path | None, overrides: list[tuple[str, Any]], where: dict[str, Any]
+) -> None:
+    """Run a recipe as far as `where` says; print its accuracies, if it came so far, and where they are."""
+    from gvbsm import pipeline
+
+    folder = pipeline.run(recipe, out=out, overrides=overrides, registry=load_plugins(), **where)
+    if where.get("until") in (None, list(STAGES)[-1]):
+        from gvbsm.results.records import read_records
+        from gvbsm.results.tables import accuracy_table
+
+        click.echo(accuracy_table(read_records(folder)).text())
+    click.echo(f"results are in {folder}")
+
+
+def stage_command(name: str, text: str) -> click.Command:
+    """Return the command that runs an existing run folder up to the stage called `name`."""
+
+    @click.command(name, help=f"{text} OUT is a run folder; earlier stages are run if they have not been.")
+    @click.argument("out", type=FOLDER)
+    @stage_options
+    def command(out: Path, where: dict[str, Any]) -> None:
+        from gvbsm.pipeline import recipe_of
+
+        run_and_print(recipe_of(out), out, [], {**where, "until": name})
+
+    return command
+
+
+@click.command("recipes")
+def recipes_command() -> None:
+    """List the recipes that can be run by name."""
+    from gvbsm.results.tables import recipe_table
+
+    click.echo(recipe_table(load_plugins()).text())
+
+
+COMMANDS = [run_command, *(stage_command(name, text) for name, text in STAGES.items()), recipes_command]

@@ -1,0 +1,55 @@
+"""The kinds of component: what a plugin may add.
+
+A component is a frozen pydantic model. Its fields are its options (validated; an unknown key is an error;
+`Field(description=...)` is its help), its class attribute `name` is what a user types, and its base class is
+its kind. A name that ends in `/*` is a family: `use = "timm/vit_tiny"` makes the component `timm/*` with
+`variant = "vit_tiny"`.
+
+Import torch inside methods, not at the top of a plugin module: listing plugins must stay cheap.
+"""
+
+from __future__ import annotations
+
+from gvbsm_registry.kinds.component import Component
+from gvbsm_registry.kinds.images import Augmentation, Dataset, Initializer
+from gvbsm_registry.kinds.networks import Backbone, Ensembler
+from gvbsm_registry.kinds.running import Codec, Executor, Exporter, Task
+from gvbsm_registry.kinds.terms import Activation, Matcher, Objective, Regularizer
+from gvbsm_registry.kinds.training import Schedule
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "KINDS",
+    "Activation",
+    "Augmentation",
+    "Backbone",
+    "Codec",
+    "Component",
+    "Dataset",
+    "Ensembler",
+    "Executor",
+    "Exporter",
+    "Initializer",
+    "Matcher",
+    "Objective",
+    "Regularizer",
+    "Schedule",
+    "Task",
+]
+
+CONTRACT_VERSION = "2.0"
+
+KINDS: tuple[type[Component], ...] = (
+    Dataset,
+    Backbone,
+    Matcher,
+    Regularizer,
+    Initializer,
+    Augmentation,
+    Schedule,
+    Ensembler,
+    Codec,
+    Objective,
+    Executor,
+    Exporter,
+)

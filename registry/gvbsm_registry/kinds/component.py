@@ -1,0 +1,36 @@
+"""The base of all kinds."""
+
+from __future__ import annotations
+
+from abc import ABC
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Component(BaseModel, ABC):
+    """Base of all kinds. `kind` is set by the kind, `name` by the component."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+
+    @property
+    def full_name(self) -> str:
+        """The name as a user types it: the family's star replaced by the variant."""
+        return self.name.replace("*", getattr(self, "variant", "*"))
+
+    def to_recipe(self) -> dict[str, Any]:
+        """Return the recipe table that makes this component: `use` beside every option that is not None."""
+        options = self.model_dump(mode="json", exclude_none=True)
+        options.pop("variant", None)
+        return {"use": self.full_name, **options}
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files whose contents the component reads; work that uses it is keyed by their contents.
+
+        A data set need not name its files: its splits have digests.
+        """
+        return ()

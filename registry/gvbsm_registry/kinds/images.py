@@ -1,0 +1,69 @@
+"""Kinds that give images: data sets, what synthesis starts from, and views."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from gvbsm_registry.kinds.component import Component
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from gvbsm_registry.source import Source
+    from gvbsm_registry.splits import Split
+    from gvbsm_registry.views import View
+
+
+class Dataset(Component):
+    """A labelled image data set with the splits `train` and `test`."""
+
+    kind = "dataset"
+
+    mean: tuple[float, ...] | None = Field(None, description="channel means in 0..1; measured if not given")
+    std: tuple[float, ...] | None = Field(None, description="channel deviations; measured if not given")
+
+    @abstractmethod
+    def open(self, split: Literal["train", "test"], cache: Path) -> Split:
+        """Open one split. `cache` is a folder where decoded pixels may be kept between runs.
+
+        Raises GvbsmError if the data is missing, empty or broken, naming the path.
+        """
+
+
+class Initializer(Component):
+    """The images before step 0. With zero iterations they are the result (the coreset baselines)."""
+
+    kind = "initializer"
+
+    @abstractmethod
+    def images(self, labels: Tensor, ranks: Tensor, source: Source, generator: Generator) -> Tensor:
+        """Return the image of each (class label, rank within the class), normalised float [n, C, H, W].
+
+        labels, ranks: int64 [n]. A choice of real images must depend on (label, rank, source) alone, so
+        that it does not matter how images are split into batches; `generator` is for noise.
+        """
+
+    def prepare(self, source: Source) -> dict[str, Tensor]:
+        """Return what is worked out once for a data set, backbone and seed, whatever the number of images.
+
+        The engine stores it and hands it to `images` as `source.prepared`, which is {} here.
+        """
+        return {}
+
+    def per_class(self) -> int | None:
+        """How many images there are of each class if that is fixed; None if any number can be asked for."""
+        return None
+
+
+class Augmentation(Component):
+    """The view of the images that a training or synthesis step sees."""
+
+    kind = "augmentation"
+
+    @abstractmethod
+    def draw(self, count: int, image_size: int, generator: Generator) -> View:
+        """Draw `count` views of images of `image_size` pixels, all randomness from the CPU `generator`."""

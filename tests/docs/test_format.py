@@ -1,0 +1,56 @@
+"""docs/format.md: its code replays what was labelled, and it names every file, kind and field there is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from venvs import ROOT
+
+from gvbsm import DistilledDataset
+from gvbsm_registry.artifacts import peek
+
+TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def out(make_run) -> Path:
+    """A run whose views are cropped, mirrored, rolled and mixed."""
+    view = {"use": "crop_flip_roll", "padding": 2, "roll": 3}
+    changes = [("relabel.augmentation", view), ("relabel.epochs", 3), ("data.channels", 3)]
+    return make_run(*changes).until("evaluation").out
+
+
+def test_its_code_replays_the_labels_with_and_without_gvbsm(out: Path) -> None:
+    distilled = DistilledDataset(out / "distilled")
+    with_gvbsm, plain = (
+        code.replace("OUT/", f"{out}/") for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    )
+    exec(with_gvbsm, {})
+    names: dict = {}
+    exec(plain, names)
+    assert "gvbsm" not in plain.replace(str(out), "")
+    for epoch in (0, 1):
+        views, logits = names["replay"](epoch)
+        labelled = distilled.epoch(epoch)
+        expected = labelled.views.apply(distilled.normalized(), torch.arange(len(distilled)))
+        torch.testing.assert_close(views, expected, rtol=0, atol=1e-5)
+        assert torch.equal(logits, labelled.logits)
+        assert not torch.equal(views, distilled.normalized())
+
+
+def test_it_names_every_kind_of_file_and_what_is_in_it(out: Path) -> None:
+    for path in out.rglob("*.safetensors"):
+        header = peek(path)
+        assert f"`{header['kind']}`" in TEXT
+        for field in json.loads(header["meta"]):
+            assert f"`{field}`" in TEXT, f"{path}: {field}"
+    for record in json.loads((out / "results.json").read_text())["records"]:
+        for field in record:
+            assert f"`{field}`" in TEXT, field
+    for path in out.rglob("*"):
+        known = path.suffix == ".safetensors" or path.name in TEXT
+        assert known, f"{path} is not in docs/format.md"
