@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from gvbsm.runtime.run import Workspace
+from conftest import MakeRun
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -201,7 +201,7 @@ class Markup(html.parser.HTMLParser):
         self.attributes += [name for name, _ in attrs]
 
 
-def test_class_names_like_markup_stay_text(make_run: Callable[..., Workspace]) -> None:
+def test_class_names_like_markup_stay_text(make_run: MakeRun) -> None:
     names = ["<img src=x onerror=alert(1)>", '"><script>alert(2)</script>', "[red]{{7*7}}<iframe>"]
     run = make_run(("data", {"use": "toy_data", "names": names}))
     run.until("evaluation")
