@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from conftest import MakeRun, ToyRun
 from safetensors import safe_open
 
-from gvbsm.cli.estimate import duration, size
 from gvbsm.cli.main import main
 from gvbsm.estimate.cost import estimate, label_bytes
 from gvbsm.estimate.fake_data import FakeData
+from gvbsm.terminal import duration, size
 
 TINY = {
     "backbones": [{"use": "convnet", "width": 4, "depth": 1}],

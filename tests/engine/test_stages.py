@@ -271,7 +271,7 @@ def test_results_hold_the_distilled_set_and_its_baselines(make_run):
     changes = [("evaluation.seeds", [0, 5]), ("evaluation.epochs", 3), ("evaluation.test_every", 2)]
     run = make_run(*changes).until("evaluation")
     results = json.loads((run.out / "results.json").read_text())
-    assert results["schema"] == 1
+    assert results["schema"] == 2
     records = results["records"]
     assert [(r["set"], r["labels"], r["seed"]) for r in records] == [
         (which, labels, seed)
