@@ -98,17 +98,14 @@ def test_commands_recipe_and_pipeline_call_the_stages_alike() -> None:
 
 
 def test_store_is_one_option() -> None:
-    types = {
-        name: repr(parameter.type)
+    options = {
+        name: (repr(parameter.type), parameter.metavar, getattr(parameter, "help", ""))
         for name, command in main.commands.items()
         for parameter in command.params
         if parameter.name == "store"
     }
-    assert {"run", *STAGES, "report", "estimate", "compare", "sweep", "import"} == set(types)
-    assert len(set(types.values())) == 1
-    store = next(parameter for parameter in main.commands["estimate"].params if parameter.name == "store")
-    assert store.type.convert("s3://bucket/a", store, None) == "s3://bucket/a"
-    assert store.type.convert("a/b", store, None) == Path("a/b")
+    assert {"run", *STAGES, "report", "estimate", "compare", "sweep", "import"} == set(options)
+    assert len(set(options.values())) == 1
 
 
 def test_python_m_gvbsm() -> None:
