@@ -52,6 +52,39 @@ def test_items_without_an_epoch_are_images_and_labels(folder):
         data[6]
 
 
+@pytest.mark.parametrize("epoch", [None, 1])
+def test_negative_indices_count_from_the_end(folder, epoch):
+    data = DistilledDataset(folder)
+    if epoch is not None:
+        data.set_epoch(epoch)
+    for index in range(6):
+        ahead, back = data[index], data[index - 6]
+        assert all(
+            torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(ahead, back, strict=True)
+        )
+    assert not torch.equal(data[-1][0], data[0][0])
+    for index in (6, -7):
+        with pytest.raises(IndexError, match=rf"image {index} of a set of 6"):
+            data[index]
+
+
+def test_workers_that_live_on_show_the_new_epochs_views(folder):
+    data, alone = DistilledDataset(folder), DistilledDataset(folder)
+    loader = DataLoader(data, 2, num_workers=2, persistent_workers=True)
+    seen = []
+    for number in (None, 1, 3, 1):
+        if number is not None:
+            data.set_epoch(number)
+            alone.set_epoch(number)
+        shown = [torch.cat(parts) for parts in zip(*loader, strict=True)]
+        expected = zip(*[alone[index] for index in range(6)], strict=True)
+        for part, right in zip(shown, expected, strict=True):
+            assert torch.equal(part, torch.stack([torch.as_tensor(one) for one in right]))
+        seen.append(shown)
+    assert [len(parts) for parts in seen] == [2, 3, 3, 3]
+    assert not torch.equal(seen[1][0], seen[2][0])
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 6])
 def test_any_loading_batch_size_gives_the_same_views(folder, size):
     data = DistilledDataset(folder)

@@ -206,3 +206,47 @@ def test_shipped_recipes_load_and_say_what_they_reproduce(registry):
         made = loading.load(name, registry)
         assert made.name == name
         assert made.description or made.reproduces
+
+
+OLD_VALUES = {
+    "data.side": 8,
+    "pretrain.floor": 0.1,
+    "synthesis.loop": "original",
+    "synthesis.average_start": "first",
+    "synthesis.group": 2,
+    "synthesis.matchers.*.first": 10.0,
+    "synthesis.matchers.*.drop": 0.5,
+    "synthesis.matchers.*.side": 4,
+    "relabel.keep": 0.5,
+    "relabel.block": 50,
+    "evaluation.plain": True,
+    "evaluation.full": True,
+    "evaluation.random": False,
+}
+"""Keys of version 0.1 that have another name now, with a value that each could have."""
+
+
+@pytest.mark.parametrize("old", OLD_VALUES)
+def test_keys_of_before_are_told_their_new_names(registry, old):
+    key = old.replace("*", "1")
+    tables = {**copy.deepcopy(TABLES), "synthesis": {"matchers": ["bn", {"use": "conv_patch"}]}}
+    made = loading.make(tables, registry, "my.toml").tables()
+    loading.override(tables, key, OLD_VALUES[old])
+    new = loading.RENAMED[old].rpartition(".")[2]
+    with pytest.raises(GvbsmError, match=rf"^recipe my\.toml: {key} is now called {new}$"):
+        loading.make(tables, registry, "my.toml")
+    place = made
+    for part in loading.RENAMED[old].replace("*", "1").split(".")[:-1]:
+        place = place[int(part)] if isinstance(place, list) else place[part]
+    assert new in place
+
+
+def test_every_key_of_before_is_tried():
+    assert set(OLD_VALUES) == set(loading.RENAMED)
+
+
+def test_several_keys_of_before_are_told_at_once(registry):
+    tables = {"synthesis": {"loop": "original"}, "relabel": {"keep": 0.5}}
+    message = r"synthesis\.loop is now called batching; relabel\.keep is now called keep_fraction$"
+    with pytest.raises(GvbsmError, match=message):
+        loading.make(tables, registry, "here")
