@@ -67,7 +67,7 @@ def read_records(folder: Path) -> list[Record]:
     Raises GvbsmError, naming the file, if there are none or they are not what this version writes.
     """
     path = folder / FILE
-    again = f"run 'gvbsm evaluate {folder}'"
+    again = f"run 'gvbsm evaluation {folder}'"
     try:
         tables = json.loads(path.read_text(encoding="utf-8"))
         _Results.model_validate(tables, strict=True)

@@ -109,7 +109,7 @@ def test_results_that_are_none_are_one_line(tmp_path: Path, text: str) -> None:
         read_records(tmp_path)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'results.json'}: ")
-    assert message.endswith(f"run 'gvbsm evaluate {tmp_path}'")
+    assert message.endswith(f"run 'gvbsm evaluation {tmp_path}'")
 
 
 def test_no_results_and_a_folder_in_their_place(tmp_path: Path) -> None:
