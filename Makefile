@@ -7,7 +7,7 @@ EXTRAS_CHECK := check,ray,s3,huggingface,tensorboard
 # Tests share the processor: one thread each.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-PARALLEL := -n $(WORKERS) --dist loadgroup --durations=10
+PARALLEL := -n $(WORKERS) --dist loadfile --durations=10
 SEEDS ?= 20
 LOWEST ?= /tmp/gvbsm-lowest
 

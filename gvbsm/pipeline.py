@@ -58,15 +58,15 @@ def run(
     executor: str | dict[str, Any] = "local",
     until: str = "evaluation",
     quiet: bool = True,
-    report: bool = True,
+    report: bool | None = None,
     registry: Registry | None = None,
 ) -> Path:
     """Do what `gvbsm run` does and return the run folder.
 
     recipe: a name, a path or a Recipe. overrides: pairs of dotted key and value. store: a folder, or a URL
     that fsspec opens. until: the last stage to run. Finished work in `out` and `store` is reused. report:
-    whether to end with report.html and README.md. registry: the components; by default the installed ones.
-    Raises GvbsmError for whatever the user can put right.
+    whether to end with report.html and README.md; by default after the last stage alone. registry: the
+    components; by default the installed ones. Raises GvbsmError for whatever the user can put right.
     """
     distributed.start()
     if until not in STAGES:
@@ -87,7 +87,7 @@ def run(
         if not claimed:
             write_text(folder / "recipe.toml", loaded.toml())
         run_stages(opened, until)
-        if report:
+        if report or (report is None and until == list(STAGES)[-1]):
             after_run(report_inputs(opened), reporter.print)
     return folder
 

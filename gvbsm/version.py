@@ -1,3 +1,3 @@
-"""The version, where everyone can import it from."""
+"""The version: it is written here alone."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -24,9 +24,8 @@ def components(kind: str = "") -> Complete:
         classes = [each for each in registry.components() if kind in ("", each.kind)] if registry else []
         if kind and ":" in typed:
             return _options(classes, typed)
-        names = [(each.name if kind else f"{each.kind}:{each.name}", each) for each in classes]
-        if not kind and ":" not in typed:
-            names = [(each.name, each) for each in classes]
+        with_kind = not kind and ":" in typed
+        names = [(f"{each.kind}:{each.name}" if with_kind else each.name, each) for each in classes]
         return [
             CompletionItem(name.removesuffix("*"), help=_summary(each))
             for name, each in names

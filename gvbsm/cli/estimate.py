@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -42,7 +41,7 @@ def estimate_command(
     overrides: list[tuple[str, Any]],
     steps: int,
     device: str,
-    store: str | Path | None,
+    store: str | None,
     as_json: bool,
     **data: Any,
 ) -> None:

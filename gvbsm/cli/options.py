@@ -25,81 +25,101 @@ COMPONENTS = {
     "objective": ("evaluation.objective", False),
 }
 """By flag: the recipe's key that it sets, and whether that is a list."""
-KEYS = {
-    "ipc": "synthesis.ipc",
-    "seed": "seed",
-    "compile": "synthesis.compile",
-    "precision": "synthesis.precision",
-}
-"""By flag: the recipe's key that its value is put into as it is."""
-
-
-class _FolderOrUrl(click.Path):
-    """A folder as a path, or a URL such as s3://bucket/folder as it is."""
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        scheme = value.partition(":")[0] if isinstance(value, str) and ":" in value else ""
-        if len(scheme) > 1 and scheme.isalnum():  # a single letter is a drive
-            return value
-        return super().convert(value, parameter, context)
 
 
 def combined(*decorators: Decorator) -> Decorator:
     """Return one decorator that adds parameters as if `decorators` stood above a command, in this order."""
+    return lambda command: functools.reduce(lambda made, add: add(made), reversed(decorators), command)
+
+
+def _gathered(name: str, take: Callable[[dict[str, Any]], Any], *options: Decorator) -> Decorator:
+    """Return a decorator that adds `options`.
+
+    The command gets one argument, `name`: what `take` makes of the values that it takes out of all values.
+    """
 
     def add(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
+        @functools.wraps(command)
+        def gathering(**values: Any) -> Any:
+            return command(**{name: take(values)}, **values)
+
+        return combined(*options)(gathering)
 
     return add
+
+
+def _take_overrides(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Take the options that change a recipe; return pairs of dotted key and value.
+
+    Raises GvbsmError if one is not what it has to be, such as KEY=VALUE.
+    """
+    from gvbsm.recipe.text import parse_component, parse_setting
+
+    # absolute, so that the resolved recipe finds the data from any working directory
+    data = values.pop("data")
+    single = {
+        "data.root": str(data.expanduser().absolute()) if data else None,
+        "seed": values.pop("seed", None),
+    }
+    single |= {f"synthesis.{name}": values.pop(name, None) for name in ("ipc", "compile", "precision")}
+    overrides = [(key, value) for key, value in single.items() if value is not None]
+    for kind, (key, repeatable) in COMPONENTS.items():
+        if given := values.pop(kind, None):
+            table = [parse_component(text) for text in given] if repeatable else parse_component(given)
+            overrides.append((key, table))
+    return overrides + [parse_setting(text) for text in values.pop("settings")]
+
+
+def _take_where(values: dict[str, Any]) -> dict[str, Any]:
+    """Take the options that say where and how a run happens; return arguments of `gvbsm.pipeline.run`."""
+    from gvbsm.recipe.text import parse_component
+
+    where = {name: values.pop(name) for name in ("store", "device", "quiet", "report")}
+    return {**where, "executor": parse_component(values.pop("executor"))}
+
+
+def component_option(kind: str, *names: str, **more: Any) -> Decorator:
+    """Return the option (--KIND, if no other names are given) for components of a kind."""
+    complete = completion.components(kind)
+    return click.option(
+        *(names or [f"--{kind}"]), metavar="NAME[:KEY=VALUE,...]", shell_complete=complete, **more
+    )
 
 
 recipe_argument = click.argument("recipe", default="digits", shell_complete=completion.recipes)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 store_option = click.option(
     "--store",
-    type=_FolderOrUrl(path_type=Path),
     metavar="FOLDER|URL",
+    shell_complete=FOLDER.shell_complete,
     help="What runs share: backbones, statistics, decoded pixels. [default: the user's cache folder]",
 )
+_settings: list[Decorator] = [
+    click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any key (repeatable)."),
+    click.option("--data", type=FOLDER, help="The data set's folder: data.root in the recipe."),
+]
+_where: list[Decorator] = [
+    store_option,
+    device_option,
+    component_option("executor", help="Where units of work run.", default="local", show_default=True),
+    click.option("--quiet", is_flag=True, help="Show no progress bars."),
+]
 
-
-def _component_option(kind: str, key: str, repeatable: bool) -> Decorator:
-    use = f"Use exactly these {kind}s (repeatable)" if repeatable else f"Use this {kind}"
-    return click.option(
-        f"--{kind}",
-        multiple=repeatable,
-        metavar="NAME[:KEY=VALUE,...]",
-        shell_complete=completion.components(kind),
-        help=f"{use}: {key} in the recipe.",
-    )
-
-
-def settings_options(command: Command) -> Command:
-    """Add --set and --data; the command gets `overrides`, pairs of a dotted key and its value."""
-
-    @functools.wraps(command)
-    def with_overrides(**values: Any) -> Any:
-        overrides = _take_overrides(values)
-        return command(overrides=overrides, **values)
-
-    return combined(
-        click.option(
-            "--set",
-            "settings",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Set any key of the recipe (repeatable).",
-        ),
-        click.option("--data", type=FOLDER, help="The data set's folder: data.root in the recipe."),
-    )(with_overrides)
-
-
-recipe_options = combined(
+settings_options = _gathered("overrides", _take_overrides, *_settings)
+"""The command gets `overrides`, pairs of a dotted key of the recipe and its value."""
+recipe_options = _gathered(
+    "overrides",
+    _take_overrides,
     recipe_argument,
     click.option("--ipc", type=int, help="Images per class."),
-    *(_component_option(kind, key, repeatable) for kind, (key, repeatable) in COMPONENTS.items()),
+    *(
+        component_option(
+            kind,
+            help=f"Use {'exactly these (repeatable)' if many else 'this one'}: {key} in the recipe.",
+            multiple=many,
+        )
+        for kind, (key, many) in COMPONENTS.items()
+    ),
     click.option(
         "--compile/--no-compile",
         default=None,
@@ -111,73 +131,24 @@ recipe_options = combined(
         help="Number format of the backbones' forward pass in synthesis.",
     ),
     click.option("--seed", type=int, help="The seed of all randomness."),
-    settings_options,
+    *_settings,
 )
-"""Adds the argument RECIPE and the options that change the recipe; the command gets `recipe`, `overrides`."""
-
-
-def _take_overrides(values: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Take the recipe's options out of a command's values; return pairs of dotted key and value.
-
-    Raises GvbsmError if one is not what it has to be, such as KEY=VALUE.
-    """
-    from gvbsm.recipe.text import parse_component, parse_setting
-
-    overrides: list[tuple[str, Any]] = []
-    if data := values.pop("data"):
-        # absolute, so that the resolved recipe finds the data from any working directory
-        overrides.append(("data.root", str(data.expanduser().absolute())))
-    for name, key in KEYS.items():
-        if (value := values.pop(name, None)) is not None:
-            overrides.append((key, value))
-    for kind, (key, repeatable) in COMPONENTS.items():
-        if given := values.pop(kind, None):
-            table = [parse_component(text) for text in given] if repeatable else parse_component(given)
-            overrides.append((key, table))
-    return overrides + list(map(parse_setting, values.pop("settings")))
-
-
-def _where_options(report_option: Decorator) -> Decorator:
-    """Return a decorator that adds the options that say where and how a run happens, not what it makes.
-
-    The command gets `where`: arguments of `gvbsm.pipeline.run`.
-    """
-
-    def add(command: Command) -> Command:
-        @functools.wraps(command)
-        def with_where(**values: Any) -> Any:
-            from gvbsm.recipe.text import parse_component
-
-            where = {name: values.pop(name) for name in ("store", "device", "quiet", "report")}
-            where["executor"] = parse_component(values.pop("executor"))
-            return command(where=where, **values)
-
-        return combined(
-            store_option,
-            device_option,
-            click.option(
-                "--executor",
-                default="local",
-                show_default=True,
-                metavar="NAME[:KEY=VALUE,...]",
-                shell_complete=completion.components("executor"),
-                help="Where units of work run.",
-            ),
-            click.option("--quiet", is_flag=True, help="Show no progress bars."),
-            report_option,
-        )(with_where)
-
-    return add
-
-
-run_options = _where_options(
+"""The command gets `recipe`, a name or path, and `overrides`."""
+run_options = _gathered(
+    "where",
+    _take_where,
+    *_where,
     click.option(
         "--report/--no-report",
         default=True,
         envvar="GVBSM_REPORT",
         help="Whether to end with OUT/report.html and OUT/README.md. [default: --report]",
-    )
+    ),
 )
-stage_options = _where_options(
-    click.option("--report", is_flag=True, help="End with OUT/report.html and OUT/README.md.")
+"""The command gets `where`, arguments of `gvbsm.pipeline.run`."""
+stage_options = _gathered(
+    "where",
+    _take_where,
+    *_where,
+    click.option("--report", is_flag=True, help="End with OUT/report.html and OUT/README.md."),
 )

@@ -11,6 +11,7 @@ from gvbsm.cli import completion, load_plugins
 from gvbsm.cli.options import (
     FOLDER,
     combined,
+    component_option,
     device_option,
     recipe_argument,
     run_options,
@@ -28,21 +29,22 @@ several_options = combined(
 )
 
 
-def _initializer_option(flag: str, name: str, text: str) -> Any:
-    return click.option(
-        flag,
-        name,
-        multiple=True,
-        metavar="NAME[:KEY=VALUE,...]",
-        shell_complete=completion.components("initializer"),
-        help=text,
-    )
-
-
 @click.command("compare")
 @recipe_argument
-@_initializer_option("--initializer", "coresets", "A coreset: these images, no iterations (repeatable).")
-@_initializer_option("--distilled", "starts", "A start: the recipe, from these images (repeatable).")
+@component_option(
+    "initializer",
+    "--initializer",
+    "coresets",
+    multiple=True,
+    help="A coreset: these images, no iterations (repeatable).",
+)
+@component_option(
+    "initializer",
+    "--distilled",
+    "starts",
+    multiple=True,
+    help="A start: the recipe, from these images (repeatable).",
+)
 @click.option("--ipc", "ipcs", type=int, multiple=True, help="Images per class (repeatable).")
 @several_options
 def compare_command(
@@ -147,7 +149,7 @@ def import_command(
 @click.option("--to", type=FOLDER, help="The file. [default: OUT/report.html; for several ./report.html]")
 @store_option
 @device_option
-def report_command(outs: tuple[Path, ...], to: Path | None, store: str | Path | None, device: str) -> None:
+def report_command(outs: tuple[Path, ...], to: Path | None, store: str | None, device: str) -> None:
     """Make the report of a run folder, or of several side by side: one HTML file."""
     from gvbsm import report
     from gvbsm.pipeline import open_run, report_inputs
@@ -171,14 +173,7 @@ def scores_command(outs: tuple[Path, ...]) -> None:
 @click.command("export")
 @click.argument("out", type=FOLDER)
 @click.argument("destination", type=FOLDER)
-@click.option(
-    "--to",
-    "name",
-    required=True,
-    metavar="NAME[:KEY=VALUE,...]",
-    shell_complete=completion.components("exporter"),
-    help="The format.",
-)
+@component_option("exporter", "--to", "name", required=True, help="The format.")
 def export_command(out: Path, destination: Path, name: str) -> None:
     """Write the set of run folder OUT in another format to DESTINATION, a new folder."""
     from gvbsm.recipe.text import parse_component

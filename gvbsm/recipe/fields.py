@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from gvbsm_registry import (
     Regularizer,
     Schedule,
 )
+from gvbsm_registry.artifacts import digest
 
 
 class Used:
@@ -81,22 +83,29 @@ def components_of(part: Any) -> Iterator[Component]:
             yield from components_of(inner)
 
 
-def identities(registry: Registry, *parts: Any) -> dict[str, Any]:
+def identities(registry: Registry, *parts: Any) -> dict[str, str]:
     """Return what the results of components depend on beside their options: for the keys of units.
 
-    By `KIND:NAME` the distribution and its version; under "files", digests of the files that they read.
+    By `KIND:NAME` the distribution and its version, and a digest of the files that the component reads: their
+    contents, their order and where they lie relative to one another. Raises GvbsmError if one can't be read.
     """
-    identified: dict[str, Any] = {}
-    digests: set[str] = set()
+    identified: dict[str, str] = {}
     for component in components_of(list(parts)):
-        identified[f"{component.kind}:{component.full_name}"] = registry.origin(type(component))
-        digests.update(_file_digest(path) for path in component.files())
-    return {**identified, "files": sorted(digests)} if digests else identified
+        name = f"{component.kind}:{component.full_name}"
+        files = component.files()
+        told = [registry.origin(type(component)), *([_files_digest(files)] if files else [])]
+        identified[name] = " ".join([*([identified[name]] if name in identified else []), *told])
+    return identified
 
 
-def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise GvbsmError(f"{path}: can't be read ({error.strerror}); check the file") from error
+def _files_digest(files: Sequence[Path]) -> str:
+    common = os.path.commonpath(files)
+    contents = []
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                made = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise GvbsmError(f"{path}: can't be read ({error.strerror}); check the file") from error
+        contents.append([os.path.relpath(path, common), made])
+    return digest(contents)

@@ -32,7 +32,8 @@ def after_run(inputs: ReportInputs, emit: Callable[[str], None]) -> None:
                 if stamp([out]) in file.read(1000):
                     return
         write([inputs], path)
-        inputs.run.write_card(out, OPENING)
+        if inputs.run.has_images:
+            inputs.run.write_card(out, OPENING)
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         emit(f"the report was not made ({why}); the results are whole, 'gvbsm report {out}' tries again")

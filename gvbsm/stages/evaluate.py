@@ -64,20 +64,28 @@ def train_student(context: Context, unit: Unit) -> Payload:
     module = context.build(student)
     train = _train_on_all if unit.options["set"] == "full" else _train_on_set
     curve, predicted, labels = train(context, unit, module, generator_of("order", seed))
-    counts = confusion_matrix(labels, predicted, labels=range(len(context.data.classes)))
-    sizes = counts.sum(1)
-    record = _record(context, unit, student, curve)
-    record["per_class"] = [
-        float(hits / size) if size else None for hits, size in zip(counts.diagonal(), sizes, strict=True)
-    ]
-    cells = counts.nonzero()
+    cells, per_class = confusion(predicted, labels, len(context.data.classes))
+    record = {**_record(context, unit, student, curve), "per_class": per_class}
     tensors = {
         "epochs": torch.tensor([epoch for epoch, _ in curve]),
         "top1": torch.tensor([reached for _, reached in curve]),
-        "confusion": torch.from_numpy(np.stack([*cells, counts[cells]], 1)),
+        "confusion": cells,
     }
     meta = {"classes": list(context.data.classes), "record": record, "summary": {"top1": curve[-1][1]}}
     return tensors, meta
+
+
+def confusion(predicted: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, list[float | None]]:
+    """Return the confusion matrix's cells that are not 0, and each class's Top-1, None where it has no image.
+
+    Cells: int64 [M, 3], (true class, predicted class, how many).
+    """
+    counts = confusion_matrix(labels, predicted, labels=range(classes))
+    cells, sizes = counts.nonzero(), counts.sum(1)
+    per_class = [
+        float(hits / size) if size else None for hits, size in zip(counts.diagonal(), sizes, strict=True)
+    ]
+    return torch.from_numpy(np.stack([*cells, counts[cells]], 1)), per_class
 
 
 Tested = tuple[list[tuple[int, float]], Tensor, Tensor]

@@ -253,7 +253,7 @@ def test_recipe_names(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", ["is not TOML"]),
         (b"synthesis = 3", ["synthesis"]),
         (b"data = 3", ["data", "use"]),
-        (b"[data]\nside = 3", ["data", "use", "digits"]),
+        (b"[data]\nimage_size = 3", ["data", "use", "digits"]),
         (b"[[matchers]]\nuse = 'bn'", ["unknown option 'matchers'"]),
         (b"[synthesis]\nmatchers = 'bn'", ["synthesis.matchers"]),
         (b"a = " + b"[" * 5000 + b"]" * 5000, ["is not TOML"]),

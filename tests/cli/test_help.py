@@ -90,25 +90,20 @@ def test_an_old_command_says_what_it_is_called(old: str, new: str) -> None:
 
 
 def test_commands_recipe_and_pipeline_call_the_stages_alike() -> None:
-    from gvbsm import pipeline
     from gvbsm.recipe.schema import Recipe
 
-    assert tuple(STAGES) == pipeline.STAGES
     assert [name for name in Recipe.model_fields if name in main.commands] == list(STAGES)
 
 
 def test_store_is_one_option() -> None:
-    types = {
-        name: repr(parameter.type)
+    options = {
+        name: (repr(parameter.type), parameter.metavar, getattr(parameter, "help", ""))
         for name, command in main.commands.items()
         for parameter in command.params
         if parameter.name == "store"
     }
-    assert {"run", *STAGES, "report", "estimate", "compare", "sweep", "import"} == set(types)
-    assert len(set(types.values())) == 1
-    store = next(parameter for parameter in main.commands["estimate"].params if parameter.name == "store")
-    assert store.type.convert("s3://bucket/a", store, None) == "s3://bucket/a"
-    assert store.type.convert("a/b", store, None) == Path("a/b")
+    assert {"run", *STAGES, "report", "estimate", "compare", "sweep", "import"} == set(options)
+    assert len(set(options.values())) == 1
 
 
 def test_python_m_gvbsm() -> None:

@@ -16,6 +16,8 @@ from gvbsm import pipeline
 from gvbsm_registry import Artifact
 from gvbsm_registry.artifacts import read
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 data = "digits"
 

@@ -16,7 +16,9 @@ from gvbsm.matching import forward
 from gvbsm.matching.activations import ActivationRecorder
 from gvbsm.matching.forward import MatchedBackbone
 from gvbsm.matching.terms import Matching, target_name
-from gvbsm.stages.synthesize import groups, pays
+from gvbsm.runtime.units import Unit
+from gvbsm.stages import synthesize
+from gvbsm.stages.synthesize import pays
 from gvbsm_registry import Matcher, Registry
 
 MATCHERS = ("bn", "conv_channel", "conv_patch")
@@ -124,10 +126,17 @@ def test_cuda_equals_cpu(model, matchers, precision):
     )
 
 
-def test_groups_are_neighbours_of_equal_size():
-    assert groups([4, 4, 4, 2], 2) == [[0, 1], [2], [3]]
-    assert groups([4, 4, 4, 2], 9) == [[0, 1, 2], [3]]
-    assert groups([5], 1) == [[0]]
+def test_batches_of_one_size_are_optimised_together(monkeypatch):
+    together = []
+
+    def optimised(context, units):
+        together.append([len(unit.options["labels"]) for unit in units])
+        return [({}, {})] * len(units)
+
+    monkeypatch.setattr(synthesize, "_optimised", optimised)
+    units = [Unit("synthesis", str(n), "images", None, {"labels": [0] * n}) for n in (4, 4, 4, 2)]
+    assert len(synthesize.optimise_together(None, units)) == 4
+    assert together == [[4, 4, 4], [2]]
 
 
 def test_compiling_is_for_long_runs(registry):

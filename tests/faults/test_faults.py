@@ -1,6 +1,6 @@
 """What really happens: after each fault the right error or a finished run, equal bit for bit, nothing lost.
 
-`make faults` tries every fault many times (FAULTS=50); `make test` a few times. `python -m pytest
+`make faults` tries every fault many times (FAULTS=50); `make check` a few times. `python -m pytest
 tests/faults -s` prints the table of docs/reliability.md.
 """
 
@@ -30,7 +30,7 @@ from gvbsm_registry.artifacts import read
 
 FAULTS = int(os.environ.get("FAULTS", "3"))
 TABLE: list[str] = []
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,7 +61,6 @@ def stage_of(out: Path) -> str:
     return found[-1] if found else "before the first"
 
 
-@pytest.mark.slow
 def test_sigkill_at_random_moments(tiny: Path, finished: Run, tmp_path: Path) -> None:
     moments = random.Random(0)
     killed, rounds = Counter[str](), 0
@@ -101,7 +100,6 @@ def test_sigkill_at_random_moments(tiny: Path, finished: Run, tmp_path: Path) ->
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shared_out", [False, True])
 def test_two_runs_on_one_store_at_once(shared_out: bool, tiny: Path, finished: Run, tmp_path: Path) -> None:
     times = max(1, FAULTS // 10)

@@ -33,7 +33,7 @@ depth = 1
 use = "timm/test_resnet"
 
 [pretrain]
-epochs = 2
+epochs = 4
 learning_rate = 0.1
 augmentation = { use = "crop_flip_roll", padding = 1, flip = 0.0 }
 

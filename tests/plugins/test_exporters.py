@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gvbsm_plugins.folder_images import FolderImages
 from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
@@ -18,6 +17,7 @@ from gvbsm.recipe import loading
 from gvbsm.results.finished import FinishedRun
 from gvbsm_plugins.exporters import DDRanking, HuggingFaceFolder, ImageFolderFiles
 from gvbsm_plugins.exporters.writing import folder_names
+from gvbsm_plugins.initializers.folder import FolderImages
 from gvbsm_registry import Exporter, GvbsmError, Registry, TensorSplit, discover
 from gvbsm_registry.artifacts import Artifact, write
 from gvbsm_registry.testing import check_exporter

@@ -19,6 +19,7 @@ from gvbsm_plugins.executors.ray import Ray
 from gvbsm_registry import GvbsmError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
+pytestmark = pytest.mark.slow  # a cluster takes many seconds to start
 
 RECIPE = """
 data = "digits"
@@ -80,7 +81,6 @@ def test_tasks_run_and_their_messages_arrive(one_machine: Ray) -> None:
     assert list(one_machine.run([], messages.append)) == []
 
 
-@pytest.mark.slow
 def test_tasks_that_talk_keep_their_cores_to_themselves(one_machine: Ray) -> None:
     """A worker that waited for Ray to take a message would lend its core to a third task."""
     spans = [span for _, span in one_machine.run([chat] * 5, ignore)]
@@ -133,7 +133,6 @@ def ran(recipe: Path, folder: Path, executor: Any, threads: int = 1) -> dict[str
     return found
 
 
-@pytest.mark.slow
 def test_two_workers_make_the_files_that_local_makes(one_machine: Ray, tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path)
     local = ran(recipe, tmp_path / "local", "local")
@@ -168,7 +167,6 @@ def killed_in(stage: str, out: Path, kill: Callable[[], None]) -> Callable[[], N
     return wait
 
 
-@pytest.mark.slow
 def test_a_node_killed_in_the_middle_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 

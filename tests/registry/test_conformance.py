@@ -55,7 +55,11 @@ OURS = [
 
 
 def ours(*kinds: str) -> list[Any]:
-    return [pytest.param(c, id=f"{c.kind} {c.name}") for c in OURS if (c.kind in kinds) == bool(kinds)]
+    return [
+        pytest.param(c, id=f"{c.kind} {c.name}", marks=pytest.mark.slow if c.name == "ray" else ())
+        for c in OURS
+        if (c.kind in kinds) == bool(kinds)
+    ]
 
 
 def made(component: type[Component]) -> tuple[Component, dict[str, Any]]:

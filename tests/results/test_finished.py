@@ -19,19 +19,19 @@ from gvbsm.results.records import read_records
 from gvbsm_registry import GvbsmError
 
 
-def test_it_reads_what_lies_there(make_workspace: Any, stages: Any) -> None:
-    workspace = stages(make_workspace()).run("evaluate")
-    (workspace.out / "recipe.toml").write_text(workspace.recipe.toml())
-    run = FinishedRun(workspace.out)
-    stored = DistilledDataset(workspace.out / "distilled")
+def test_it_reads_what_lies_there(make_run: Any) -> None:
+    made = make_run().until("evaluation")
+    (made.out / "recipe.toml").write_text(made.recipe.toml())
+    run = FinishedRun(made.out)
+    stored = DistilledDataset(made.out / "distilled")
     assert torch.equal(run.images, stored.images)
     assert torch.equal(run.labels, stored.labels)
     assert (run.classes, run.mean, run.std, run.key) == (stored.classes, stored.mean, stored.std, stored.key)
-    baseline = DistilledDataset(workspace.out / "baselines" / "random")
+    baseline = DistilledDataset(made.out / "baselines" / "random")
     assert run.baseline is not None
     assert torch.equal(run.baseline[0], baseline.images)
-    assert run.records == read_records(workspace.out)
-    assert run.recipe == workspace.recipe.tables()
+    assert run.records == read_records(made.out)
+    assert run.recipe == made.recipe.tables()
 
 
 def test_an_unfinished_run_says_what_to_do(tmp_path: Path) -> None:
@@ -47,21 +47,21 @@ def test_an_unfinished_run_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_the_card_of_a_run_opens_the_set_from_its_own_folder(
-    make_workspace: Any, stages: Any, monkeypatch: pytest.MonkeyPatch
+    make_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gvbsm import pipeline
 
-    workspace = stages(make_workspace(("name", "one|two"))).run("evaluate")
-    (workspace.out / "recipe.toml").write_text(workspace.recipe.toml())
-    report.after_run(pipeline.report_inputs(workspace), pytest.fail)
-    text = (workspace.out / "README.md").read_text()
+    made = make_run(("name", "one|two")).until("evaluation")
+    (made.out / "recipe.toml").write_text(made.recipe.toml())
+    report.after_run(pipeline.report_inputs(made.opened), pytest.fail)
+    text = (made.out / "README.md").read_text()
     assert "OUT" not in text
     assert "# Condensed set: one\\|two\n" in text
     code = text.split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(workspace.out)
+    monkeypatch.chdir(made.out)
     names: dict[str, Any] = {}
     exec(code, names)
-    assert len(names["dataset"]) == len(FinishedRun(workspace.out).labels)
+    assert len(names["dataset"]) == len(FinishedRun(made.out).labels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

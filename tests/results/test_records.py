@@ -75,11 +75,11 @@ def test_students_of_one_name_are_written_and_grouped_apart(tmp_path: Path) -> N
     assert len(grouped(given)) == 2
 
 
-def test_two_widths_of_a_student_in_a_run(make_workspace: Any, stages: Any) -> None:
+def test_two_widths_of_a_student_in_a_run(make_run: Any) -> None:
     students = [{"use": "toy_net", "width": 4}, {"use": "toy_net", "width": 8}]
     changes = [("evaluation.students", students), ("evaluation.seeds", [0, 1])]
-    workspace = stages(make_workspace(*changes, ("evaluation.random_baseline", False))).run("evaluate")
-    records = read_records(workspace.out)
+    run = make_run(*changes, ("evaluation.random_baseline", False)).until("evaluation")
+    records = read_records(run.out)
     assert [(r["student"], r["student_options"]["width"], r["seed"]) for r in records] == [
         (f"toy_net width={width}", width, seed) for width in (4, 8) for seed in (0, 1)
     ]

