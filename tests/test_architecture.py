@@ -6,8 +6,9 @@ import ast
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,19 @@ ROOMS = {
 }
 ARROWS = {"gvbsm": {"gvbsm_registry"}, "gvbsm_plugins": {"gvbsm_registry"}, "gvbsm_registry": set()}
 OWN = {*ROOMS, "tests", "benchmarks"}
+FLOORS = (
+    {"cli"},
+    {"sweeps"},
+    {"pipeline"},
+    {"report", "estimate"},
+    {"stages"},
+    {"synthesis", "matching", "runtime", "results", "authoring"},
+    {"recipe", "distilled", "terminal"},
+)
+"""The engine's folders, from the top: each imports those below, and those beside it without a circle."""
+FREE = {"", "__main__", "version"}
+"""The engine's modules that stand on no floor: the front doors, and the version."""
+MUTATIONS = {"append", "add", "update", "pop", "clear", "setdefault", "extend", "insert", "remove", "discard"}
 LONGEST_MODULE, LONGEST_FUNCTION, DEEPEST = 300, 60, 2
 
 
@@ -34,15 +48,9 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(name: str, hints: bool = True) -> Iterator[str]:
-    """What a module imports, wherever it stands; with `hints` False, not what only type hints need."""
-    tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
-    skipped: set[int] = set()
-    for node in ast.walk(tree):
-        if not hints and isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            skipped.update(id(inner) for part in node.body for inner in ast.walk(part))
-        if id(node) in skipped:
-            continue
+def imports(name: str) -> Iterator[str]:
+    """What a module imports, wherever it stands; what only type hints need, too."""
+    for node in ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -102,21 +110,102 @@ def test_one_module_knows_pluggy() -> None:
     assert knowing == ["gvbsm_registry.discovery"]
 
 
+def circle(below: Mapping[str, set[str]]) -> str:
+    """The first circle in a graph, as an arrow of names; "" if there is none."""
+    sorter = TopologicalSorter({name: targets - {name} for name, targets in below.items()})
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        return " -> ".join(reversed(error.args[1]))
+    return ""
+
+
 def test_no_import_goes_in_a_circle() -> None:
-    below = {
-        name: {target for target in imports(name, hints=False) if target in modules()} for name in modules()
-    }
-    done: set[str] = set()
+    assert not circle({name: set(imports(name)) & set(modules()) for name in modules()})
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, f"circle: {' -> '.join((*path[path.index(name) :], name))}"
-        if name not in done:
-            for target in sorted(below[name] - {name}):
-                visit(target, (*path, name))
-            done.add(name)
 
-    for name in below:
-        visit(name, ())
+def folder_of(name: str) -> str:
+    """The folder (or the module beside the folders) of the engine that a module belongs to."""
+    return [*name.split("."), ""][1]
+
+
+def arrows() -> Iterator[tuple[str, str]]:
+    """(module, module that it imports), of the engine's modules that stand on a floor."""
+    for name in modules():
+        for target in imports(name):
+            ours = {name.split(".")[0], target.split(".")[0]} == {"gvbsm"}
+            if ours and not {folder_of(name), folder_of(target)} & FREE:
+                yield name, target
+
+
+def test_the_engines_folders_import_downwards() -> None:
+    floor = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
+    engine = {folder_of(name) for name in modules() if name.split(".")[0] == "gvbsm"}
+    assert engine - FREE == set(floor)
+    pairs = list(arrows())
+    assert ("gvbsm.pipeline", "gvbsm.stages.plan") in pairs
+    up = [f"{a} imports {b}" for a, b in pairs if floor[folder_of(b)] < floor[folder_of(a)]]
+    assert not up
+
+
+def test_the_engines_folders_make_no_circle() -> None:
+    below: dict[str, set[str]] = {}
+    for name, target in arrows():
+        below.setdefault(folder_of(name), set()).add(folder_of(target))
+    assert not circle(below)
+
+
+def test_only_data_sets_import_data_sets() -> None:
+    folder = "gvbsm_plugins.datasets"
+    others = [name for name in modules() if f"{name}.".startswith("gvbsm_plugins.")]
+    wrong = [
+        f"{name} imports {target}"
+        for name in others
+        for target in imports(name)
+        if f"{target}.".startswith(f"{folder}.") and not f"{name}.".startswith(f"{folder}.")
+    ]
+    assert f"{folder}.digits" in others
+    assert not wrong
+
+
+def mutated(tree: ast.Module) -> Iterator[str]:
+    """What a module's functions change of the module's own: "NAME, line N"."""
+    mutable = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp, ast.Call)
+    kept = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, mutable):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            kept |= {target.id for target in targets if isinstance(target, ast.Name)}
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for node in {inner for function in functions for inner in ast.walk(function)}:
+        changed: ast.expr | None = None
+        if isinstance(node, ast.Global):
+            yield f"global {', '.join(node.names)}, line {node.lineno}"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            changed = node.func.value if node.func.attr in MUTATIONS else None
+        elif isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            changed = node.value
+        if isinstance(changed, ast.Name) and changed.id in kept:
+            yield f"{changed.id}, line {changed.lineno}"
+
+
+CHANGES = ("KEPT.append(1)", "KEPT[1] = 2", "KEPT[1] += 2", "del KEPT[1]", "KEPT.x = 1", "global KEPT")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_of_a_modules_state_are_seen(change: str) -> None:
+    assert list(mutated(ast.parse(f"KEPT = []\ndef change():\n    {change}\n")))
+    harmless = f"KEPT, own = [], ()\nKEPT += [1]\ndef change(own):\n    {change.replace('KEPT', 'own')}\n"
+    assert "global" in change or not list(mutated(ast.parse(harmless)))
+
+
+def test_modules_keep_no_state() -> None:
+    """What a function changes outlives it in an object that someone made, not in a module."""
+    wrong = []
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        wrong += [f"{name}: {change}" for change in mutated(tree)]
+    assert not wrong
 
 
 def test_modules_and_functions_are_short() -> None:
