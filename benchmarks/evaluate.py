@@ -22,6 +22,7 @@ from gvbsm.estimate.trial import Trial
 from gvbsm.recipe import loading
 from gvbsm.recipe.text import parse_component
 from gvbsm.runtime.data import open_data
+from gvbsm.runtime.environment import choose_device
 from gvbsm.stages.training import Batch, fit
 from gvbsm_registry import Backbone, discover
 
@@ -102,7 +103,7 @@ def main(
     as_json: bool,
 ) -> None:
     """Compare both with each student."""
-    place, registry = harness.choose_device(device), discover()
+    place, registry = choose_device(device), discover()
     tables = {
         "backbones": [{"use": "convnet", "width": 8}],
         "relabel": {"epochs": epochs, "epochs_per_file": epochs},

@@ -21,6 +21,7 @@ from gvbsm.estimate.trial import Trial
 from gvbsm.recipe import loading
 from gvbsm.recipe.text import parse_component
 from gvbsm.runtime.data import open_data
+from gvbsm.runtime.environment import choose_device
 from gvbsm_registry import discover
 
 SIZES: dict[str, tuple[int, ...]] = {
@@ -109,7 +110,7 @@ def main(
     as_json: bool,
 ) -> None:
     """Measure along each axis."""
-    place = harness.choose_device(device)
+    place = choose_device(device)
     axes = axes or tuple(SIZES)
     if sizes and len(axes) != 1:
         raise click.UsageError("--sizes needs exactly one --axis")

@@ -29,13 +29,6 @@ IMAGENET_BACKBONES = tuple(
 )
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device called "auto", "cpu" or "cuda"."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":

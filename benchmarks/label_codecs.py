@@ -10,7 +10,6 @@ against float16 logits with uncompressed views, 33 + 2K bytes for each image of 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from gvbsm import pipeline
 from gvbsm.recipe import loading
 from gvbsm.recipe.schema import Recipe
 from gvbsm.recipe.text import parse_component, parse_value
+from gvbsm.results.records import mean_and_deviation
 from gvbsm.runtime.execution import execute
 from gvbsm_registry import Codec, Registry, discover
 
@@ -103,9 +103,8 @@ def row(run: pipeline.Run, codec: Any, keep: float, records: dict[str, list[Any]
     )
     cells = [name, f"{keep:g}", f"{size:,}", f"{plain / size:.1f}×"]
     for which in ("distilled", "random"):
-        values = [100 * record["top1"] for record in records[which]]
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        cells.append(f"{statistics.mean(values):.2f} ± {deviation:.2f}")
+        mean, deviation = mean_and_deviation([100 * record["top1"] for record in records[which]])
+        cells.append(f"{mean:.2f} ± {deviation:.2f}")
     return "| " + " | ".join(cells) + " |"
 
 

@@ -20,6 +20,7 @@ from gvbsm.estimate.trial import Trial
 from gvbsm.recipe import loading
 from gvbsm.recipe.text import parse_component
 from gvbsm.runtime.data import open_data
+from gvbsm.runtime.environment import choose_device
 from gvbsm.runtime.units import Unit
 from gvbsm.stages.pretrain import load_backbone
 from gvbsm_registry import discover
@@ -79,7 +80,7 @@ def main(
     as_json: bool,
 ) -> None:
     """Compare both on each backbone."""
-    place, registry = harness.choose_device(device), discover()
+    place, registry = choose_device(device), discover()
     chosen = [parse_component(name) for name in backbone or harness.CIFAR_BACKBONES]
     tables = {"backbones": chosen, "measure": {"batch": batch}}
     made = loading.make(tables, registry, where="the benchmark")

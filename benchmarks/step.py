@@ -15,6 +15,7 @@ from rich.table import Table
 from benchmarks import harness
 from benchmarks.setting import VARIANTS, Setting
 from gvbsm.matching.forward import Precision, can_compile
+from gvbsm.runtime.environment import choose_device
 
 RATIOS = {
     "eager/bare": ("eager", "bare"),
@@ -102,7 +103,7 @@ def main(
     as_json: bool,
 ) -> None:
     """Compare the variants on each backbone."""
-    place = harness.choose_device(device)
+    place = choose_device(device)
     backbones = backbone or (harness.IMAGENET_BACKBONES if imagenet else harness.CIFAR_BACKBONES)
     image_size, batch = image_size or (224 if imagenet else 32), batch or (20 if imagenet else 50)
     compiled = can_compile(place) if compiled is None else compiled

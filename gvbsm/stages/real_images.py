@@ -16,7 +16,7 @@ from gvbsm_registry import Initializer, Split
 FEATURE_BATCH = 256
 
 
-class RealImages:
+class RealData:
     """See `gvbsm_registry.Source`. backbone_unit: the pretrained backbone whose features count."""
 
     def __init__(
@@ -67,5 +67,5 @@ class RealImages:
 def prepare_initializer(context: Context, unit: Unit) -> Payload:
     """Do what an initializer works out once for a data set, backbone and seed."""
     initializer = context.create(Initializer, unit.options["initializer"])
-    source = RealImages(context, unit.options["seed"], unit.input("backbone"))
+    source = RealData(context, unit.options["seed"], unit.input("backbone"))
     return initializer.prepare(source), {"classes": list(context.data.classes)}

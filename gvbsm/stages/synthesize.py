@@ -16,7 +16,7 @@ from gvbsm.runtime.execution import out_of_memory
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.pretrain import load_backbone
-from gvbsm.stages.real_images import RealImages
+from gvbsm.stages.real_images import RealData
 from gvbsm.synthesis.loop import Network, NotFiniteError, OnStep, SynthesisLoop
 from gvbsm_registry import Artifact, GvbsmError, Step
 from gvbsm_registry.artifacts import write
@@ -71,7 +71,7 @@ def _optimised(context: Context, units: Sequence[Unit]) -> list[Payload]:
     options = units[0].options
     section, seed = context.section(Synthesis, options["synthesis"]), options["seed"]
     prepared = units[0].input_list("prepared")
-    source = RealImages(
+    source = RealData(
         context, seed, units[0].input_list("backbones")[0], prepared[0].read().tensors if prepared else None
     )
     generators = [generator_of(seed, "synthesis", unit.options["batch"]) for unit in units]
