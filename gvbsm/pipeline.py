@@ -236,8 +236,10 @@ def import_settings(folder: Path, registry: Registry) -> list[tuple[str, object]
     Raises GvbsmError if there are no images of equal number for each class.
     """
     if not folder.is_dir():
-        raise GvbsmError(f"{folder}: no such folder; give the folder that holds the class folders")
-    initializer = registry.create(Initializer, {"use": "folder", "root": str(folder.expanduser().absolute())})
+        raise GvbsmError(f"{folder}: no such folder; give the one that holds the class folders")
+    # named by its pictures, so that the run can do without them later
+    table = {"use": "folder", "root": str(folder.expanduser().absolute()), "contents": "now"}
+    initializer = registry.create(Initializer, table)
     ipc = initializer.per_class()
     if ipc is None:
         raise GvbsmError("the initializer 'folder' does not say how many images a class has; use another")

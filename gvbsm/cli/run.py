@@ -58,9 +58,9 @@ def stage_command(name: str, text: str) -> click.Command:
 @click.command("recipes")
 def recipes_command() -> None:
     """List the recipes that can be run by name."""
-    from gvbsm.results.tables import recipe_table
+    from gvbsm.results.tables import recipe_listing
 
-    click.echo(recipe_table(load_plugins()).text())
+    click.echo(recipe_listing(load_plugins()))
 
 
 COMMANDS = [run_command, *(stage_command(name, text) for name, text in STAGES.items()), recipes_command]

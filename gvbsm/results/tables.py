@@ -93,13 +93,14 @@ def score_table(runs: dict[str, Sequence[Record]]) -> Table:
     return Table("DD-Ranking's scores (LRS, ARS: 0 to 1; HLR, IOR: points)", header, rows)
 
 
-def recipe_table(registry: Registry) -> Table:
-    """Return the shipped recipes and what each is or reproduces, or why it can't be used."""
-    rows = []
+def recipe_listing(registry: Registry) -> str:
+    """Return the shipped recipes and what each is or reproduces, as a table; below it what is wrong."""
+    rows, problems = [], []
     for name in sorted(registry.recipes()):
         try:
             tables = read_tables(registry.recipe(name))
             rows.append([name, str(tables.get("description") or tables.get("reproduces") or "")])
         except GvbsmError as error:
-            rows.append([name, f"can't be used: {error}"])
-    return Table("", ["recipe", "what it is"], rows)
+            rows.append([name, "can't be used: see below"])
+            problems.append(str(error))
+    return "\n".join([Table("", ["recipe", "what it is"], rows).text(), *problems])

@@ -13,7 +13,8 @@ import torch
 from cli_helpers import contents, done, invoke, leftovers, product, refused
 from conftest import Run
 
-from gvbsm import pipeline
+from gvbsm.results.records import read_records
+from gvbsm.stages import STAGES
 from gvbsm_registry import Artifact, Backbone, GvbsmError, artifacts, discover
 
 SIDE = 8
@@ -315,7 +316,7 @@ def test_files_where_folders_belong(tiny: Path, store: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("stage", pipeline.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_stages_of_no_run_folder(stage: str, tmp_path: Path) -> None:
     refused(invoke(stage, tmp_path / "none"), tmp_path / "none", "is not a run folder", "gvbsm run")
     refused(invoke(stage, tmp_path), tmp_path, "recipe.toml")
@@ -336,7 +337,7 @@ def test_broken_results_are_refused_and_written_again(text: str, copied: Run, fi
     path = copied.out / "results.json"
     path.write_text(text)
     with pytest.raises(GvbsmError, match=r"results\.json.*gvbsm evaluation"):
-        pipeline.results(copied.out)
+        read_records(copied.out)
     done("evaluation", copied.out, "--store", copied.store)
     assert path.read_bytes() == (finished.out / "results.json").read_bytes()
 
@@ -363,10 +364,10 @@ def replace(path: Path) -> None:
 PLACES = [
     "store/backbones/*",
     "store/statistics/*",
-    "out/units/synthesize/*",
-    "out/units/evaluate/*",
+    "out/units/synthesis/*",
+    "out/units/evaluation/*",
     "out/distilled/images*",
-    "out/distilled/labels-00001*",
+    "out/distilled/labels-00002*",
     "out/baselines/random/images*",
     "out/baselines/random/labels-00002*",
 ]

@@ -110,7 +110,7 @@ def test_the_program_itself_killed(tiny: Path, finished: Run, tmp_path: Path) ->
 
 def test_a_stage_alone_goes_on_where_a_run_was_killed(tiny: Path, copied: Run, finished: Run) -> None:
     """Stands for a kill between any two units: whatever is missing is made anew, and nothing else."""
-    gone = [path for path in artifacts(copied.out) if path.parent.name == "synthesize"][::2]
+    gone = [path for path in artifacts(copied.out) if path.parent.name == "synthesis"][::2]
     gone += [copied.out / "distilled" / "images.safetensors", copied.out / "results.json"]
     for path in gone:
         path.unlink()
@@ -125,7 +125,7 @@ def test_leftovers_are_removed_but_nobody_elses_files(tiny: Path, copied: Run, t
     with subprocess.Popen(["true"]) as ended:
         pass
     here = own_temporary(tmp_path).split("-")[1]
-    folders = [copied.out / "units" / "synthesize", copied.out / "distilled", copied.out]
+    folders = [copied.out / "units" / "synthesis", copied.out / "distilled", copied.out]
     folders += [copied.store, copied.store / "backbones", copied.store / "statistics"]
     name = "x.safetensors"
     dead = [folder / f".{name}.{ended.pid}-{here}-0123abcd.tmp" for folder in folders]

@@ -129,7 +129,7 @@ def test_a_page_of_defaults_that_toml_has_no_word_for(
     (snippet,) = re.findall(r"(?ms)^    \[\[synthesis\.regularizers\]\]$.*", page)
     (table,) = tomllib.loads(snippet)["synthesis"]["regularizers"]
     assert table == {"use": "keeps", "text": "a", "weight": 1.0} | {
-        name: table[name] for name in ("classes", "table") if name in table
+        name: table[name] for name in ("classes", "table", "later") if name in table
     }
     assert "classes" in snippet
 

@@ -122,8 +122,8 @@ def test_compare_takes_initializers_with_options(
         assert torch.equal(ours.images, theirs.images)
     records = json.loads((out / "results.json").read_text())["records"]
     assert {record["point"]["images"] for record in records} == {
-        f"folder root={tmp_path / 'set'} (coreset)",
-        f"distilled from folder root={tmp_path / 'set'}",
+        f"{name} (coreset)",
+        f"distilled from {name}",
     }
 
 

@@ -59,7 +59,7 @@ def test_a_third_partys_matcher_runs_and_is_missed(
     # A convnet has no BatchNorm: gram alone matches, and its term is in the log.
     venv.run(run, tmp_path)
     events = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
-    steps = [event for event in events if event["event"] == "step" and event["stage"] == "synthesize"]
+    steps = [event for event in events if event["event"] == "step" and event["stage"] == "synthesis"]
     assert steps
     assert all(event["values"]["gram"] > 0 for event in steps)
     assert 'use = "gram"' in (tmp_path / "out/recipe.toml").read_text()

@@ -310,13 +310,49 @@ def test_the_recipe_depends_on_the_pictures_not_on_where_they_lie(tmp_path: Path
     run = make_run(tmp_path / "run")
     for name in ("one", "two"):
         ImageFolderFiles().export(run, tmp_path / name)
-    one, two = (FolderImages(root=tmp_path / name) for name in ("one", "two"))
-    assert one.contents == two.contents
+
+    def contents(name: str) -> list[bytes]:
+        return [path.read_bytes() for path in FolderImages(root=tmp_path / name).files()]
+
+    assert len(contents("one")) == 1 + 3 * len(EVIL)
+    assert contents("one") == contents("two")
     path = next((tmp_path / "two" / "images").rglob("*.png"))
     Image.new("RGB", (9, 9)).save(path)
-    with pytest.raises(GvbsmError, match="have changed"):
-        FolderImages(root=tmp_path / "two", contents=one.contents).per_class()
-    assert FolderImages(root=tmp_path / "two").contents != one.contents
+    assert contents("one") != contents("two")
+    (tmp_path / "one" / "manifest.json").unlink()
+    assert len(contents("one")) == 3 * len(EVIL)
+
+
+def test_a_digest_stands_for_the_pictures_until_they_are_read(tmp_path: Path) -> None:
+    ImageFolderFiles().export(make_run(tmp_path / "run"), tmp_path / "out")
+    pinned = FolderImages(root=tmp_path / "out", contents="now")
+    assert pinned.contents != "now"
+    assert pinned.files() == ()
+    source, first = Source(EVIL, 3, 9), (torch.tensor([0]), torch.tensor([0]))
+    assert pinned.images(*first, source, torch.Generator()).shape == (1, 3, 9, 9)
+    Image.new("RGB", (9, 9)).save(next((tmp_path / "out" / "images").rglob("*.png")))
+    assert FolderImages(root=tmp_path / "out", contents="now").contents != pinned.contents
+    with pytest.raises(GvbsmError, match="have changed since"):
+        FolderImages(root=tmp_path / "out", contents=pinned.contents).images(
+            *first, source, torch.Generator()
+        )
+
+
+def test_making_it_reads_nothing(tmp_path: Path) -> None:
+    assert FolderImages(root=tmp_path / "missing").to_recipe() == {
+        "use": "folder",
+        "root": str(tmp_path / "missing"),
+    }
+    with pytest.raises(GvbsmError, match="no such folder"):
+        FolderImages(root=tmp_path / "missing").files()
+
+
+def test_a_broken_picture_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "x.png").write_bytes(b"not a picture")
+    with pytest.raises(GvbsmError, match=r"x\.png: is not a picture.*; replace it$") as caught:
+        imported(tmp_path, Source(("ant",), 1, 8), 1)
+    assert "skip_broken" not in str(caught.value)
 
 
 def test_an_image_does_not_depend_on_its_batch(tmp_path: Path) -> None:
@@ -358,4 +394,4 @@ def test_unequal_classes(tmp_path: Path) -> None:
 def test_a_wrong_manifest(tmp_path: Path, manifest: str) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(GvbsmError, match=r"manifest\.json"):
-        FolderImages(root=tmp_path)
+        FolderImages(root=tmp_path).files()

@@ -190,9 +190,7 @@ def test_a_node_killed_in_the_middle_changes_nothing(tmp_path: Path, monkeypatch
         gone.append(time.time())
 
     try:
-        watcher = threading.Thread(
-            target=killed_in("synthesize", tmp_path / "ray" / "out", kill), daemon=True
-        )
+        watcher = threading.Thread(target=killed_in("synthesis", tmp_path / "ray" / "out", kill), daemon=True)
         watcher.start()
         executor = {"use": "ray", "address": cluster.address, "cpus_per_task": 1}
         assert ran(recipe, tmp_path / "ray", executor) == local

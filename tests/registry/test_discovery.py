@@ -368,7 +368,7 @@ def test_a_recipe_name_taken_twice_is_an_error_where_it_is_used_only(
         assert "the recipe name 'digits' is taken twice" in text
         assert "by plugin 'extra' of gvbsm-extra 1.2 and plugin 'more' of gvbsm-more 2.0" in text
     assert loading.find("other", registry) == tmp_path / "b" / "other.toml"
-    listing = tables.recipe_table(registry)
+    listing = tables.recipe_listing(registry)
     assert "other" in listing
     assert "taken twice" in listing
 
@@ -393,7 +393,7 @@ def test_a_recipe_that_is_broken_or_missing_takes_no_other_along(
     with pytest.raises(GvbsmError) as caught:
         loading.load("broken", registry)
     assert str(caught.value) == problem
-    listing = tables.recipe_table(registry)
+    listing = tables.recipe_listing(registry)
     assert "as it should be" in listing
     assert problem in listing.splitlines()
 

@@ -47,9 +47,7 @@ class TinyViT(Backbone):
         from timm.models.vision_transformer import VisionTransformer
 
         if self.weights or image_size < self.grid:
-            raise GvbsmError(
-                f"{self.full_name}: takes no weights ({self.weights}) and no image smaller than {self.grid}"
-            )
+            raise GvbsmError(f"{self.full_name}: takes no weights, and no image smaller than {self.grid}")
         size = {"embed_dim": self.width, "depth": self.depth, "num_heads": 4}
         return VisionTransformer(image_size, image_size // self.grid, channels, classes, "avg", **size)
 

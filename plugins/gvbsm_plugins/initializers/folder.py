@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gvbsm_plugins.pictures.decoding import BrokenPictureError, decode
 from gvbsm_plugins.pictures.listing import class_folders, expand_user, image_files, printable, read_bytes
 from gvbsm_registry import GvbsmError, Initializer, Source
+from gvbsm_registry.artifacts import digest
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -34,16 +36,35 @@ class FolderImages(Initializer):
     name = "folder"
 
     root: Path = Field(description="the folder that holds the manifest or the class folders")
+    contents: str | None = Field(
+        None,
+        description='digest of the pictures ("now": of those that are there), by which a run is named that '
+        "can do without them once it has its images",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _digested(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("contents") == "now" and values.get("root"):
+            return {**values, "contents": cls(root=values["root"])._digest()}
+        return values
+
+    def _digest(self) -> str:
+        folder = expand_user(self.root)
+        files = self.model_copy(update={"contents": None}).files()
+        return digest([[str(path.relative_to(folder)), _sha256(path)] for path in files])
 
     @cached_property
     def _pictures(self) -> dict[str | int, list[Path]]:
         return list_pictures(self.root)
 
     def files(self) -> tuple[Path, ...]:
-        """Return the manifest, if there is one, and the pictures by class and rank.
+        """Return the manifest, if there is one, and the pictures by class and rank; nothing with `contents`.
 
         Raises GvbsmError if there are no pictures, or the manifest is broken.
         """
+        if self.contents:
+            return ()
         manifest = expand_user(self.root) / MANIFEST
         pictures = tuple(path for paths in self._pictures.values() for path in paths)
         return (manifest, *pictures) if manifest.is_file() else pictures
@@ -63,6 +84,8 @@ class FolderImages(Initializer):
         """Return the pictures; raises GvbsmError if a class or a picture is missing, or broken."""
         import torch
 
+        if self.contents and self._digest() != self.contents:
+            raise GvbsmError(f"{self.root}: its pictures have changed since the recipe was made; import anew")
         train = source.train
         by_label = _by_label(self._pictures, train.classes, self.root)
         images = []
@@ -80,6 +103,14 @@ class FolderImages(Initializer):
                 raise GvbsmError(f"{error.problem}; replace it") from error
             images.append(torch.tensor(pixels))
         return source.normalize(torch.stack(images))
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise GvbsmError(f"{path}: can't be read ({error.strerror}); put it back") from error
 
 
 def list_pictures(root: Path) -> dict[str | int, list[Path]]:
