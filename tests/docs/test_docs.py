@@ -58,9 +58,8 @@ def toml(venv: Venv, folder: Path, text: str) -> None:
     """Check a block as a recipe."""
     tomllib.loads(text)
     (folder / "block.toml").write_text(text, encoding="utf-8")
-    check = (
-        "from gvbsm import recipe; from gvbsm_registry import discover; recipe.load('block.toml', discover())"
-    )
+    imports = "from gvbsm.recipe import loading; from gvbsm_registry import discover"
+    check = f"{imports}; loading.load('block.toml', discover())"
     venv.run(f'python -c "{check}"', folder)
 
 

@@ -23,7 +23,7 @@ import torch
 from cli_helpers import Run, artifacts, done, events, invoke, leftovers, meaning, product
 
 from gvbsm.matching.forward import MatchedBackbone
-from gvbsm.runtime import units
+from gvbsm.runtime import execution
 from gvbsm_plugins.regularizers import gvbsm_components
 from gvbsm_registry import Regularizer
 from gvbsm_registry.artifacts import read
@@ -254,10 +254,10 @@ def test_a_group_that_finds_no_memory_is_halved(
 
 
 def test_out_of_memory_is_told_from_other_errors() -> None:
-    assert units.out_of_memory(MemoryError())
-    assert units.out_of_memory(torch.OutOfMemoryError("x"))
-    assert not units.out_of_memory(RuntimeError("shapes do not match"))
-    assert not units.out_of_memory(KeyError("can't allocate memory"))
+    assert execution.out_of_memory(MemoryError())
+    assert execution.out_of_memory(torch.OutOfMemoryError("x"))
+    assert not execution.out_of_memory(RuntimeError("shapes do not match"))
+    assert not execution.out_of_memory(KeyError("can't allocate memory"))
 
 
 def test_a_plugin_that_hangs_can_be_stopped(
