@@ -158,6 +158,7 @@ def own_temporary(folder: Path) -> str:
         return temporary.name.removeprefix(".x.")
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(tiny: Path, store: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = cli_helpers.start(

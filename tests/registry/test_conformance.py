@@ -48,6 +48,7 @@ VARIANTS: dict[str, list[tuple[dict[str, Any], int]]] = {
     "timm/*": [({"variant": "vit_tiny_patch16_224", "options": TINY_VIT}, 16)],
     "torchvision/*": [({"variant": "squeezenet1_1"}, 32)],
 }
+FROM_EXTRAS = {"executor ray": "ray", "exporter huggingface": "datasets"}
 BOUND = {"folder"}  # to the classes of one data set, so not to the made-up ones; see test_exporters.py
 OURS = [
     c for c in discover().components() if c.__module__.startswith("gvbsm_plugins.") and c.name not in BOUND
@@ -73,8 +74,8 @@ def made(component: type[Component]) -> tuple[Component, dict[str, Any]]:
 
 @pytest.mark.parametrize("component", ours(*(k.kind for k in KINDS if k is not Dataset)))
 def test_first_party(component: type[Component]) -> None:
-    if component.kind == "executor" and component.name != "local":
-        pytest.importorskip(component.name)
+    if package := FROM_EXTRAS.get(f"{component.kind} {component.name}"):
+        pytest.importorskip(package)
     instance, circumstances = made(component)
     check(instance, **circumstances)
 
