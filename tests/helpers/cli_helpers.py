@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
-from inspect import signature
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -80,12 +79,7 @@ class Run:
 
 def invoke(*args: str | Path | int) -> Result:
     """Run a command in this process; standard output and error are kept apart."""
-    # click 8.1 mixes the two unless told otherwise; later ones know no such option
-    separate: dict[str, Any] = (
-        {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
-    )
-    runner = CliRunner(**separate)
-    return runner.invoke(main, [str(arg) for arg in args])
+    return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
 def done(*args: str | Path | int) -> Result:
