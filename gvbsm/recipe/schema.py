@@ -103,7 +103,8 @@ class Synthesis(Section):
         description="image batches optimised in one forward pass; 0: by the device's memory",
     )
     compile: bool | Literal["auto"] = Field(
-        "auto", description="compile the step with what it records; auto: if there are steps enough to earn it back"
+        "auto",
+        description="compile the step with what it records; auto: if there are steps enough to earn it back",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the backbones' forward pass")
     log_every: int = Field(
