@@ -46,10 +46,8 @@ class TinyViT(Backbone):
     def build(self, classes: int, image_size: int, channels: int) -> Module:
         from timm.models.vision_transformer import VisionTransformer
 
-        if self.weights:
-            raise GvbsmError(f"{self.full_name}: takes no weights, but was given {self.weights}")
-        if image_size < self.grid:
-            raise GvbsmError(f"{self.full_name}: takes no image smaller than {self.grid}")
+        if self.weights or image_size < self.grid:
+            raise GvbsmError(f"{self.name}: from {self.grid} pixels on, and no weights ({self.weights})")
         size = {"embed_dim": self.width, "depth": self.depth, "num_heads": 4}
         return VisionTransformer(image_size, image_size // self.grid, channels, classes, "avg", **size)
 
