@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
+from gvbsm.distilled.dataset import DistilledDataset
 from gvbsm.recipe.schema import Evaluation, Pretrain
 from gvbsm.runtime import distributed
 from gvbsm.runtime.context import Context
@@ -62,10 +63,15 @@ def train_student(context: Context, unit: Unit) -> Payload:
     student, seed = context.create(Backbone, unit.options["student"]), unit.options["student_seed"]
     torch.manual_seed(seed_of("student", seed))  # the same start for every set that a seed is trained on
     module = context.build(student)
-    train = _train_on_all if unit.options["set"] == "full" else _train_on_set
-    curve, predicted, labels = train(context, unit, module, generator_of("order", seed))
+    order = generator_of("order", seed)
+    dataset = None if unit.options["set"] == "full" else open_set(context, unit.input("images"))
+    curve, predicted, labels = (
+        _train_on_all(context, unit, module, order)
+        if dataset is None
+        else _train_on_set(context, unit, dataset, module, order)
+    )
     cells, per_class = confusion(predicted, labels, len(context.data.classes))
-    record = {**_record(context, unit, student, curve), "per_class": per_class}
+    record = {**_record(context, unit, dataset, student, curve), "per_class": per_class}
     tensors = {
         "epochs": torch.tensor([epoch for epoch, _ in curve]),
         "top1": torch.tensor([reached for _, reached in curve]),
@@ -104,7 +110,9 @@ def _progress(context: Context, unit: Unit) -> Callable[[int, int], None]:
     return lambda done, total: context.reporter.progress(f"evaluation {unit.name}", done, total)
 
 
-def _train_on_set(context: Context, unit: Unit, module: nn.Module, generator: torch.Generator) -> Tested:
+def _train_on_set(
+    context: Context, unit: Unit, dataset: DistilledDataset, module: nn.Module, generator: torch.Generator
+) -> Tested:
     """Train on a small set: on replayed views with soft labels, or on fresh ones with true labels."""
     section = context.section(Evaluation, unit.options["protocol"])
     progress = _progress(context, unit)
@@ -125,16 +133,18 @@ def _train_on_set(context: Context, unit: Unit, module: nn.Module, generator: to
             module.parameters(), section.learning_rate, weight_decay=section.weight_decay
         )
     make = _soft_batches if unit.options["labels"] == "soft" else _hard_batches
-    batches = make(context, unit, section, generator)
+    batches = make(context, unit, dataset, section, generator)
     fit(module, optimizer, section.schedule, section.epochs, batches, after)
     return curve, *last[0]
 
 
 def _soft_batches(
-    context: Context, unit: Unit, section: Evaluation, generator: torch.Generator
+    context: Context,
+    unit: Unit,
+    dataset: DistilledDataset,
+    section: Evaluation,
+    generator: torch.Generator,
 ) -> Callable[[int], Iterable[Batch]]:
-    dataset = open_set(context, unit.input("images"))
-
     def batches(epoch: int) -> Iterable[Batch]:
         drawn = split_batches(torch.randperm(len(dataset), generator=generator), section.batch)
         parts = [distributed.local_shard(batch) for batch in drawn]
@@ -151,9 +161,12 @@ def _soft_loss(objective: Objective, logits: Tensor, truth: Tensor, batch: int) 
 
 
 def _hard_batches(
-    context: Context, unit: Unit, section: Evaluation, generator: torch.Generator
+    context: Context,
+    unit: Unit,
+    dataset: DistilledDataset,
+    section: Evaluation,
+    generator: torch.Generator,
 ) -> Callable[[int], Iterable[Batch]]:
-    dataset = open_set(context, unit.input("images"))
     images, labels = dataset.lazily_normalized(context.device), dataset.labels
     table = unit.options["augmentation"]
     augmentation = None if table is None else context.create(Augmentation, table)
@@ -170,18 +183,21 @@ def _hard_batches(
 
 
 def _record(
-    context: Context, unit: Unit, student: Backbone, curve: list[tuple[int, float]]
+    context: Context,
+    unit: Unit,
+    dataset: DistilledDataset | None,
+    student: Backbone,
+    curve: list[tuple[int, float]],
 ) -> dict[str, Any]:
     """Return one record of results.json: accuracies as fractions, bytes, and the protocol."""
     options, train = unit.options, context.data.train
-    if options["set"] == "full":
+    if dataset is None:
         ipc, image_bytes, label_bytes = (
             None,
             len(train) * train.channels * train.image_size**2,
             8 * len(train),
         )
     else:
-        dataset = open_set(context, unit.input("images"))
         ipc, image_bytes = dataset.meta["ipc"], unit.input("images").path.stat().st_size
         label_bytes = dataset.label_bytes if options["labels"] == "soft" else 8 * len(dataset)
     return {
