@@ -110,8 +110,7 @@ class _Estimate:
         """Return the recipe with as many steps as are timed."""
         recipe, each = self.recipe, len(self.recipe.backbones)
         section = recipe.synthesis
-        # decided for the real number of iterations
-        compiled = synthesize.pays(section, each) if section.compile == "auto" else section.compile
+        compiled = synthesize.is_compiled(section, each)  # decided for the real number of iterations
         changes: dict[str, dict[str, Any]] = {
             "pretrain": {"epochs": 1},
             "measure": {"shards": 1},

@@ -18,6 +18,7 @@ from gvbsm.runtime.data import Data
 from gvbsm.runtime.execution import perform
 from gvbsm.runtime.reporting import Event, MessageReporter
 from gvbsm.runtime.units import Payload, Unit
+from gvbsm.stages.image_sets import set_meta
 from gvbsm.stages.plan import Plan
 from gvbsm.stages.pretrain import untrained
 from gvbsm_registry import Registry
@@ -83,7 +84,7 @@ class Trial:
             "pictures",
             "distilled",
             _noise_pictures,
-            {"count": pictures},
+            {"count": pictures, "ipc": 1},
             path=folder / "pictures" / "images.safetensors",
         )
         sets = {"distilled": self.pictures, "random": self.pictures}
@@ -123,15 +124,8 @@ def _noise_pictures(context: Context, unit: Unit) -> Payload:
     train, count = context.data.train, unit.options["count"]
     shape = (count, train.channels, train.image_size, train.image_size)
     images = torch.randint(256, shape, dtype=torch.uint8)
-    normalization = context.data.normalization
-    meta = {
-        "classes": list(train.classes),
-        "mean": normalization.mean,
-        "std": normalization.std,
-        "ipc": 1,
-        "data": "noise",
-    }
-    return {"images": images, "labels": torch.arange(count) % len(train.classes)}, meta
+    labels = torch.arange(count) % len(train.classes)
+    return {"images": images, "labels": labels}, set_meta(context, unit)
 
 
 @torch.no_grad()

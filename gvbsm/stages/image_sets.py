@@ -50,7 +50,7 @@ def assemble(context: Context, unit: Unit) -> Payload:
         torch.cat([part.tensors[name] for part in parts]) for name in ("images", "labels", "ranks")
     )
     order = torch.argsort(labels * (int(ranks.max()) + 1) + ranks)
-    return {"images": images[order], "labels": labels[order]}, _set_meta(context, unit)
+    return {"images": images[order], "labels": labels[order]}, set_meta(context, unit)
 
 
 def draw_random(context: Context, unit: Unit) -> Payload:
@@ -64,7 +64,7 @@ def draw_random(context: Context, unit: Unit) -> Payload:
             raise too_few_images(name, len(members), ipc)
         chosen.append(members[torch.randperm(len(members), generator=generator)[:ipc]])
     index = torch.cat(chosen)
-    return {"images": train.read(index), "labels": train.labels[index]}, _set_meta(context, unit)
+    return {"images": train.read(index), "labels": train.labels[index]}, set_meta(context, unit)
 
 
 def too_few_images(name: str, count: int, ipc: int) -> GvbsmError:
@@ -75,7 +75,7 @@ def too_few_images(name: str, count: int, ipc: int) -> GvbsmError:
     )
 
 
-def _set_meta(context: Context, unit: Unit) -> dict[str, Any]:
+def set_meta(context: Context, unit: Unit) -> dict[str, Any]:
     """Return what an image set's file says of itself."""
     normalization = context.data.normalization
     return {

@@ -124,7 +124,7 @@ def _networks(context: Context, unit: Unit, section: Synthesis, groups: int) -> 
     """Load the backbones, ready to be matched against."""
     backbones = unit.input_list("backbones")
     measured = {planned.input("backbone").key: planned for planned in unit.input_list("statistics")}
-    compiled = pays(section, len(backbones)) if section.compile == "auto" else section.compile
+    compiled = is_compiled(section, len(backbones))
     networks = []
     for backbone, weight in zip(backbones, unit.options["match_weights"], strict=True):
         module = load_backbone(context, backbone)
@@ -137,6 +137,11 @@ def _networks(context: Context, unit: Unit, section: Synthesis, groups: int) -> 
         matched = MatchedBackbone(module, matching, compiled, section.precision)
         networks.append(Network(backbone.name, matched, weight))
     return networks
+
+
+def is_compiled(section: Synthesis, backbones: int) -> bool:
+    """Tell whether the step is compiled: as the recipe says, or else if it pays."""
+    return pays(section, backbones) if section.compile == "auto" else section.compile
 
 
 def pays(section: Synthesis, backbones: int) -> bool:
