@@ -172,11 +172,14 @@ def _hard_batches(
     augmentation = None if table is None else context.create(Augmentation, table)
 
     def batches(epoch: int) -> Iterable[Batch]:
-        for batch in split_batches(torch.randperm(len(labels), generator=generator), section.batch):
+        drawn = split_batches(torch.randperm(len(labels), generator=generator), section.batch)
+        for step, batch in enumerate(drawn):
             index = distributed.local_shard(batch)
             seen = images[index]
             if augmentation is not None:
-                seen = own_view(augmentation, len(batch), images.shape[-1], generator).apply(seen)
+                share = (epoch + step / len(drawn)) / section.epochs
+                view = own_view(augmentation, len(batch), images.shape[-1], generator, share)
+                seen = view.apply(seen)
             yield seen, hard_loss(labels[index].to(context.device), len(batch))
 
     return batches

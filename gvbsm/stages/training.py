@@ -81,7 +81,8 @@ def fit_real(
         for step, (images, labels) in enumerate(context.batches(train, parts)):
             progress(epoch * steps + step, section.epochs * steps)
             size = len(drawn[step])
-            view = own_view(section.augmentation, size, train.image_size, generator)
+            share = (epoch + step / len(drawn)) / section.epochs
+            view = own_view(section.augmentation, size, train.image_size, generator, share)
             yield view.apply(images), hard_loss(labels, size)
         progress((epoch + 1) * steps, section.epochs * steps)
 
@@ -100,9 +101,14 @@ def split_batches(order: Tensor, size: int) -> list[Tensor]:
     return batches
 
 
-def own_view(augmentation: Augmentation, size: int, image_size: int, generator: torch.Generator) -> View:
-    """Draw the views of a batch of `size`, as all processes do; return those of this one's images."""
-    view = augmentation.draw(size, image_size, generator)
+def own_view(
+    augmentation: Augmentation, size: int, image_size: int, generator: torch.Generator, progress: float
+) -> View:
+    """Draw the views of a batch of `size`, as all processes do; return those of this one's images.
+
+    progress: the share of all epochs that is done, 0 to 1.
+    """
+    view = augmentation.draw(size, image_size, generator, progress=progress)
     return view if distributed.size() == 1 else view.select(distributed.local_shard(torch.arange(size)))
 
 

@@ -20,7 +20,7 @@ class WholeImage(Augmentation):
 
     name = "none"
 
-    def draw(self, count: int, image_size: int, generator: Generator) -> View:
+    def draw(self, count: int, image_size: int, generator: Generator, progress: float = 1.0) -> View:
         return identity_view(count, image_size)
 
 
@@ -51,7 +51,7 @@ class CropFlipRoll(_FlipRoll):
 
     padding: int = Field(4, ge=0, description="pixels added on each side before cropping")
 
-    def draw(self, count: int, image_size: int, generator: Generator) -> View:
+    def draw(self, count: int, image_size: int, generator: Generator, progress: float = 1.0) -> View:
         import torch
 
         boxes = torch.full((count, 4), float(image_size))
@@ -65,6 +65,10 @@ class ResizedCrop(_FlipRoll):
     Boxes are distributed as torchvision's RandomResizedCrop draws them: area uniform in `scale`, logarithm of
     width/height uniform in `ratio`, whole pixels, anywhere in the image; after ten boxes that do not fit, the
     largest central box whose shape is within `ratio`.
+
+    With `curriculum` m (CDA, arXiv 2311.18838) the smallest area depends on the progress p of the work: it is
+    low + (high - low)·(1 + cos(π·p/m))/2 for p < m, where `scale` is (low, high), then low. Views begin with
+    the whole image and end as they are without.
     """
 
     name = "resized_crop"
@@ -74,6 +78,10 @@ class ResizedCrop(_FlipRoll):
     )
     ratio: tuple[float, float] = Field(
         (3 / 4, 4 / 3), description="smallest and largest width/height of a box"
+    )
+
+    curriculum: float = Field(
+        0.0, ge=0, le=1, description="share of the work in which the smallest area falls to its limit"
     )
 
     @field_validator("scale", "ratio")
@@ -90,13 +98,13 @@ class ResizedCrop(_FlipRoll):
             raise ValueError("must not be above 1, the whole image")
         return limits
 
-    def draw(self, count: int, image_size: int, generator: Generator) -> View:
+    def draw(self, count: int, image_size: int, generator: Generator, progress: float = 1.0) -> View:
         import torch
 
         def uniform(low: float, high: float, *shape: int) -> Tensor:
             return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
-        area = image_size * image_size * uniform(*self.scale, count, MAX_TRIES)
+        area = image_size * image_size * uniform(self._smallest(progress), self.scale[1], count, MAX_TRIES)
         ratio = uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), count, MAX_TRIES).exp()
         sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=-1).round()
         fits = ((sizes > 0) & (sizes <= image_size)).all(-1)
@@ -110,6 +118,13 @@ class ResizedCrop(_FlipRoll):
         corner = torch.where(any_fits, corner, ((image_size - central) / 2).floor())
         boxes = torch.cat([corner, size], dim=1).float()
         return View(boxes, self.flips(count, generator), self.rolls(count, generator))
+
+    def _smallest(self, progress: float) -> float:
+        """Return the smallest share of the image's area at that progress of the work."""
+        low, high = self.scale
+        if progress >= self.curriculum:
+            return low
+        return low + (high - low) * (1 + math.cos(math.pi * progress / self.curriculum)) / 2
 
     def _largest_box(self, image_size: int) -> tuple[float, float]:
         """Return (height, width) of the largest box of allowed shape."""

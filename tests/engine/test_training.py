@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from gvbsm.distilled.dataset import DistilledDataset
 from gvbsm.runtime.seeds import seed_of
 from gvbsm.stages import pretrain, training
+from gvbsm_plugins.augmentations import CropFlipRoll
 
 
 def toy_net(width: int = 6) -> nn.Module:
@@ -158,3 +159,27 @@ def test_a_lone_last_image_joins_the_batch_before():
     assert torch.cat(batches).tolist() == list(range(9))
     assert [len(batch) for batch in training.split_batches(torch.arange(8), 4)] == [4, 4]
     assert [len(batch) for batch in training.split_batches(torch.arange(1), 4)] == [1]
+
+
+def test_augmentations_are_told_the_share_of_all_epochs(make_run, monkeypatch, tmp_path):
+    """Of pretraining and of students with hard labels; measuring and relabelling tell nothing."""
+    told: dict[str, list[float | None]] = {"pretrain": [], "measure": [], "relabel": [], "evaluation": []}
+    kind = CropFlipRoll
+    draw = kind.draw
+
+    def watched(self, count, image_size, generator, **progress):
+        told[stage].append(progress.get("progress"))
+        return draw(self, count, image_size, generator, **progress)
+
+    monkeypatch.setattr(kind, "draw", watched)
+    view = {"use": "crop_flip_roll", "padding": 1, "flip": 0.0}
+    changes = [(f"{name}.augmentation", view) for name in ("pretrain", "measure", "relabel")]
+    changes += [("pretrain.batch", 12), ("evaluation.batch", 3), ("synthesis.augmentation", "none")]
+    run = make_run(*changes, store=tmp_path / "store")
+    for stage in told:
+        run.until(stage)
+    assert told["pretrain"] == pytest.approx([step / 12 for step in range(12)] * 2)
+    assert told["evaluation"] == [0.0, 0.25, 0.5, 0.75]
+    for stage in ("measure", "relabel"):
+        assert told[stage]
+        assert set(told[stage]) == {None}

@@ -144,9 +144,39 @@ def test_resized_crop_of_the_whole_is_the_whole():
     assert torch.equal(view.boxes, identity_view(4, 7).boxes)
 
 
+def cda_smallest_crop(step: int, steps: int, milestone: float) -> float:
+    """CDA's lower bound of the area at a step, written as its authors do."""
+    if step < steps * milestone:
+        return 0.08 + (1 - 0.08) * (1 + math.cos(math.pi * step / (steps * milestone))) / 2
+    return 0.08
+
+
+@pytest.mark.parametrize("milestone", [1.0, 0.5])
+def test_curriculum_follows_cdas_curve(milestone):
+    """At one shape of box the area is uniform between the curve and 1."""
+    augmentation = ResizedCrop(curriculum=milestone, ratio=(1, 1))
+    for step in range(0, 101, 10):
+        generator = torch.Generator().manual_seed(step)
+        boxes = augmentation.draw(2000, 1000, generator, progress=step / 100).boxes.double()
+        low = cda_smallest_crop(step, 100, milestone)
+        uniform = low + (1 - low) * np.linspace(0, 1, 2001)
+        area = (boxes[:, 2] * boxes[:, 3] / 1e6).numpy()
+        assert area.min() == pytest.approx(low, abs=0.01)
+        assert np.abs(np.sort(area) - uniform[1:]).max() < 0.05
+    assert torch.equal(draw(augmentation, 9, 20).boxes, draw(ResizedCrop(ratio=(1, 1)), 9, 20).boxes)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"scale": (0.5, 1.2)}, {"ratio": (2, 1)}, {"flip": 2}],
+    [
+        {"scale": (0, 1)},
+        {"curriculum": 1.5},
+        {"curriculum": -0.1},
+        {"scale": (0.5, 0.2)},
+        {"scale": (0.5, 1.2)},
+        {"ratio": (2, 1)},
+        {"flip": 2},
+    ],
 )
 def test_options_out_of_range(options):
     with pytest.raises(ValidationError):

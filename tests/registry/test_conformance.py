@@ -249,7 +249,9 @@ class Bad:
 
         name = "look"
 
-        def draw(self, count: int, image_size: int, generator: torch.Generator) -> View:
+        def draw(
+            self, count: int, image_size: int, generator: torch.Generator, progress: float = 1.0
+        ) -> View:
             return identity_view(count, image_size)
 
     class Rate(Schedule):
@@ -405,13 +407,13 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
     (
         Bad.Look,
         "draw",
-        lambda self, count, image_size, generator: torch.zeros(count, 4),
+        lambda self, count, image_size, generator, progress=1.0: torch.zeros(count, 4),
         "not a gvbsm_registry.View",
     ),
     (
         Bad.Look,
         "draw",
-        lambda self, count, image_size, generator: View(
+        lambda self, count, image_size, generator, progress=1.0: View(
             identity_view(count, image_size).boxes,
             torch.rand(count) < 0.5,
             identity_view(count, image_size).rolls,

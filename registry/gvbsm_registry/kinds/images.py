@@ -65,5 +65,10 @@ class Augmentation(Component):
     kind = "augmentation"
 
     @abstractmethod
-    def draw(self, count: int, image_size: int, generator: Generator) -> View:
-        """Draw `count` views of images of `image_size` pixels, all randomness from the CPU `generator`."""
+    def draw(self, count: int, image_size: int, generator: Generator, progress: float = 1.0) -> View:
+        """Draw `count` views of images of `image_size` pixels, all randomness from the CPU `generator`.
+
+        progress: how much of the work is done, 0 at the first step to 1, for those that follow a curriculum:
+        of the steps in synthesis, of the epochs in training. Measuring and relabelling leave it at 1, so that
+        stored labels do not depend on how many epochs there are.
+        """

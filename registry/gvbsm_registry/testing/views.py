@@ -10,11 +10,14 @@ from gvbsm_registry.testing.samples import SEED, close, compiled, images, unseed
 from gvbsm_registry.views import View
 
 
-def _draw(context: Context, count: int, image_size: int, seed: int = SEED) -> View:
+def _draw(
+    context: Context, count: int, image_size: int, seed: int = SEED, progress: float | None = None
+) -> View:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    view: Any = unseeded(lambda: context.component.draw(count, image_size, generator))
+    told = {} if progress is None else {"progress": progress}
+    view: Any = unseeded(lambda: context.component.draw(count, image_size, generator, **told))
     require(isinstance(view, View), f"draw returns {view!r}, not a gvbsm_registry.View")
     assert isinstance(view, View)
     return view
@@ -22,12 +25,13 @@ def _draw(context: Context, count: int, image_size: int, seed: int = SEED) -> Vi
 
 @requirement("augmentation")
 def _draws_views(context: Context) -> None:
-    """`draw(count, image_size, generator)` returns a View with boxes float [count, 4] of positive size, flips
-    bool [count] and rolls int64 [count, 2], on the CPU; of one image and of odd and tiny sizes too."""
+    """`draw(count, image_size, generator, progress=1.0)` returns a View with boxes float [count, 4] of
+    positive size, flips bool [count] and rolls int64 [count, 2], on the CPU; of one image and of odd and tiny
+    sizes, and at any progress from 0 to 1."""
     import torch
 
-    for count, image_size in ((5, 16), (1, 16), (3, 7), (3, 1)):
-        view = _draw(context, count, image_size)
+    for count, image_size, progress in ((5, 16, 0.0), (1, 16, 0.5), (3, 7, 1.0), (3, 1, 0.0)):
+        view = _draw(context, count, image_size, progress=progress)
         expected = {"boxes": ((count, 4), torch.float32), "flips": ((count,), torch.bool)}
         expected["rolls"] = ((count, 2), torch.int64)
         for name, (shape, dtype) in expected.items():
@@ -48,6 +52,16 @@ def _a_view_is_the_generators(context: Context) -> None:
     first, second = _draw(context, 8, 16), _draw(context, 8, 16)
     for name in ("boxes", "flips", "rolls"):
         require(torch.equal(getattr(first, name), getattr(second, name)), f"{name} differ the second time")
+
+
+@requirement("augmentation")
+def _progress_is_1_unless_told(context: Context) -> None:
+    """without `progress` the views are those of finished work, progress 1: labels are stored for them."""
+    import torch
+
+    told, untold = _draw(context, 8, 16, progress=1.0), _draw(context, 8, 16)
+    for name in ("boxes", "flips", "rolls"):
+        require(torch.equal(getattr(told, name), getattr(untold, name)), f"{name} differ")
 
 
 @requirement("augmentation", devices=True)
