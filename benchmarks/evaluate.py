@@ -52,8 +52,7 @@ def ready(trial: Trial, student: Backbone) -> Callable[[], None]:
 
     def work() -> None:
         module = trial.context.build(student)
-        rate, decay = section.learning_rate, section.weight_decay
-        optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=decay)
+        optimizer = section.optimizer.build(module.parameters(), section.learning_rate)
         fit(module, optimizer, section.schedule, section.epochs, epoch, lambda number, loss: None)
 
     return work

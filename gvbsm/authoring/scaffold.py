@@ -22,6 +22,7 @@ RUN = {
     "initializer": "gvbsm run digits --initializer {name}",
     "augmentation": "gvbsm run digits --augmentation {name}",
     "schedule": "gvbsm run digits --schedule {name}",
+    "optimizer": "gvbsm run digits --set evaluation.optimizer={name}",
     "ensembler": "gvbsm run digits --ensembler {name}",
     "objective": "gvbsm run digits --objective {name}",
     "codec": "gvbsm run digits --set relabel.codec={name}",

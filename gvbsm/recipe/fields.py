@@ -22,6 +22,7 @@ from gvbsm_registry import (
     Initializer,
     Matcher,
     Objective,
+    Optimizer,
     Registry,
     Regularizer,
     Schedule,
@@ -62,6 +63,7 @@ UseRegularizer = Annotated[Regularizer, Used(Regularizer)]
 UseInitializer = Annotated[Initializer, Used(Initializer)]
 UseAugmentation = Annotated[Augmentation, Used(Augmentation)]
 UseSchedule = Annotated[Schedule, Used(Schedule)]
+UseOptimizer = Annotated[Optimizer, Used(Optimizer)]
 UseEnsembler = Annotated[Ensembler, Used(Ensembler)]
 UseCodec = Annotated[Codec, Used(Codec)]
 UseObjective = Annotated[Objective, Used(Objective)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -10,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gvbsm.recipe.fields import Used
 from gvbsm.recipe.schema import Recipe
 from gvbsm_registry import GvbsmError, Registry
 from gvbsm_registry.discovery import format_validation_error
@@ -28,8 +30,13 @@ RENAMED = {
     "evaluation.plain": "evaluation.without_augmentation",
     "evaluation.full": "evaluation.full_baseline",
     "evaluation.random": "evaluation.random_baseline",
+    "pretrain.momentum": "pretrain.optimizer.momentum",
+    "pretrain.weight_decay": "pretrain.optimizer.weight_decay",
+    "synthesis.betas": "synthesis.optimizer.betas",
+    "evaluation.momentum": "evaluation.optimizer.momentum",
+    "evaluation.weight_decay": "evaluation.optimizer.weight_decay",
 }
-"""What keys of version 0.1 are called now; `*` stands for a position in a list."""
+"""What keys of versions before are called now; `*` stands for a position in a list."""
 
 
 def load(source: str | Path, registry: Registry, overrides: Sequence[tuple[str, Any]] = ()) -> Recipe:
@@ -50,7 +57,7 @@ def change(recipe: Recipe, registry: Registry, overrides: Sequence[tuple[str, An
 
 def _overridden(tables: dict[str, Any], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in overrides:
-        _write_out_list(tables, key)
+        _write_out_default(tables, key)
         override(tables, key, value)
     return tables
 
@@ -87,12 +94,18 @@ def make(tables: Mapping[str, Any], registry: Registry, where: str) -> Recipe:
         )
     except ValidationError as error:
         renamed = [
-            f"{path} is now called {new.rpartition('.')[2]}"
+            f"{path} is now called {_new_name(old, new)}"
             for old, new in RENAMED.items()
             for path in _paths(tables, old.split("."))
         ]
         told = "; ".join(renamed) or format_validation_error(error, Recipe)
         raise GvbsmError(f"recipe {where}: {told}") from error
+
+
+def _new_name(old: str, new: str) -> str:
+    """Return the last part of a key's new name, or all of it where the key has moved to another table."""
+    above, _, last = new.rpartition(".")
+    return last if above == old.rpartition(".")[0] else new
 
 
 def _paths(tables: Any, parts: list[str], above: str = "") -> Iterator[str]:
@@ -106,8 +119,8 @@ def _paths(tables: Any, parts: list[str], above: str = "") -> Iterator[str]:
         yield from _paths(tables[parts[0]], parts[1:], f"{above}{parts[0]}.")
 
 
-def _write_out_list(tables: dict[str, Any], key: str) -> None:
-    """Write out the list that `key` leads into (`synthesis.matchers.0`), where it was left to its default."""
+def _write_out_default(tables: dict[str, Any], key: str) -> None:
+    """Write out the list (`synthesis.matchers.0`) or component that `key` leads into, if it was left out."""
     fields, table = Recipe.model_fields, tables
     for part, below in pairwise(key.split(".")):
         field = fields.get(part)
@@ -115,6 +128,9 @@ def _write_out_list(tables: dict[str, Any], key: str) -> None:
             return
         if below.isdecimal() and isinstance(field.default, tuple):
             table.setdefault(part, list(field.default))
+            return
+        if any(isinstance(mark, Used) for mark in field.metadata):
+            table.setdefault(part, copy.deepcopy(field.default))
             return
         fields, table = getattr(field.annotation, "model_fields", {}), table.setdefault(part, {})
 

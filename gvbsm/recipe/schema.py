@@ -18,6 +18,7 @@ from gvbsm.recipe.fields import (
     UseInitializer,
     UseMatcher,
     UseObjective,
+    UseOptimizer,
     UseRegularizer,
     UseSchedule,
     named,
@@ -50,9 +51,8 @@ class Pretrain(Section):
 
     epochs: int = Field(5, ge=0, description="passes over the training split")
     batch: int = Field(64, ge=2, description="images; two at least, for BatchNorm")
-    learning_rate: float = Field(0.05, gt=0, description="of SGD, at the start")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
+    learning_rate: float = Field(0.05, gt=0, description="of the optimizer, at the start")
+    optimizer: UseOptimizer = named({"use": "sgd", "momentum": 0.9, "weight_decay": 5e-4})
     augmentation: UseAugmentation = named("crop_flip_roll")
     schedule: UseSchedule = named("cosine")
     min_accuracy: float = Field(
@@ -85,8 +85,8 @@ class Synthesis(Section):
     backbone_order: Literal["cycle", "random"] = Field(
         "cycle", description="cycle: the backbones in turn; random: drawn for each step (Eq. 7)"
     )
-    learning_rate: float = Field(0.05, gt=0, description="of Adam, at the start")
-    betas: tuple[float, float] = Field((0.5, 0.9), description="of Adam")
+    learning_rate: float = Field(0.05, gt=0, description="of the optimizer, at the start")
+    optimizer: UseOptimizer = named({"use": "adam", "betas": [0.5, 0.9]})
     schedule: UseSchedule = named("cosine")
     cross_entropy: float = Field(1.0, ge=0, description="weight of the classification term")
     ema_init: Literal["first", "zero"] = Field(
@@ -138,10 +138,8 @@ class Evaluation(Section):
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one student is trained for each")
     epochs: int = Field(300, ge=1, description="passes over the condensed set")
     batch: int = Field(50, ge=1, description="views a step")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd")
-    learning_rate: float = Field(1e-3, gt=0, description="at the start")
-    momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
-    weight_decay: float = Field(0.01, ge=0, description="of the optimizer")
+    optimizer: UseOptimizer = named({"use": "adamw", "weight_decay": 0.01})
+    learning_rate: float = Field(1e-3, gt=0, description="of the optimizer, at the start")
     schedule: UseSchedule = named("cosine")
     objective: UseObjective = named("mse_gt")
     test_every: int = Field(10, ge=1, description="epochs between two tests (the last is always tested)")

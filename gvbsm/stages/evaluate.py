@@ -25,7 +25,6 @@ from gvbsm.stages.training import (
     fit_real,
     hard_loss,
     own_view,
-    sgd,
     split_batches,
     test,
 )
@@ -126,12 +125,7 @@ def _train_on_set(
             curve.append((done, accuracy(*last[0])))
         progress(done, section.epochs)
 
-    if section.optimizer == "sgd":
-        optimizer = sgd(module, section)
-    else:
-        optimizer = torch.optim.AdamW(
-            module.parameters(), section.learning_rate, weight_decay=section.weight_decay
-        )
+    optimizer = section.optimizer.build(module.parameters(), section.learning_rate)
     make = _soft_batches if unit.options["labels"] == "soft" else _hard_batches
     batches = make(context, unit, dataset, section, generator)
     fit(module, optimizer, section.schedule, section.epochs, batches, after)

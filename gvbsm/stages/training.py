@@ -14,7 +14,7 @@ from gvbsm.runtime import distributed
 from gvbsm.runtime.context import Context
 
 if TYPE_CHECKING:
-    from gvbsm.recipe.schema import Evaluation, Pretrain
+    from gvbsm.recipe.schema import Pretrain
     from gvbsm_registry import Augmentation, Schedule, View
 
 TEST_BATCH = 500
@@ -54,16 +54,6 @@ def fit(
         after(epoch, float(total) / max(count, 1))
 
 
-def sgd(module: nn.Module, section: Pretrain | Evaluation) -> torch.optim.Optimizer:
-    """Return SGD with the section's learning rate, momentum and weight decay."""
-    return torch.optim.SGD(
-        module.parameters(),
-        section.learning_rate,
-        momentum=section.momentum,
-        weight_decay=section.weight_decay,
-    )
-
-
 def fit_real(
     context: Context,
     section: Pretrain,
@@ -86,7 +76,7 @@ def fit_real(
             yield view.apply(images), hard_loss(labels, size)
         progress((epoch + 1) * steps, section.epochs * steps)
 
-    optimizer = sgd(module, section)
+    optimizer = section.optimizer.build(module.parameters(), section.learning_rate)
     fit(module, optimizer, section.schedule, section.epochs, batches, lambda epoch, loss: None)
 
 

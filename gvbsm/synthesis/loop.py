@@ -55,7 +55,7 @@ class SynthesisLoop:
         self.images, self.labels = images.requires_grad_(True), labels
         self.low, self.high = pixel_range
         self.generators, self.order = generators, order
-        self.optimizer = torch.optim.Adam([self.images], section.learning_rate, betas=section.betas)
+        self.optimizer = section.optimizer.build([self.images], section.learning_rate)
 
     def run(self, on_step: OnStep, progress: Callable[[int, int], None]) -> None:
         """Take all steps; on_step(step, backbone, values) gets the loss terms of every `log_every`-th step.

@@ -43,7 +43,7 @@ epochs = 4
 students = [{ use = "convnet", width = 16, depth = 2 }]
 epochs = 20
 batch = 8
-optimizer = "sgd"
+optimizer = { use = "sgd", weight_decay = 0.01 }
 learning_rate = 0.1
 """
 

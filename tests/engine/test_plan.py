@@ -27,7 +27,7 @@ SYNTHESIS = [
     ("synthesis.iterations", 7),
     ("synthesis.batching", "across_classes"),
     ("synthesis.backbone_order", "random"),
-    ("synthesis.betas", [0.5, 0.99]),
+    ("synthesis.optimizer.betas", [0.5, 0.99]),
     ("synthesis.cross_entropy", 0.5),
     ("synthesis.ema_init", "first"),
     ("synthesis.matchers.0.weight", 0.5),
@@ -50,6 +50,7 @@ EVERYTHING = [*PRETRAIN, *MEASURE, *SYNTHESIS, *RELABEL, *EVALUATE, ("seed", 1)]
 BASE = [
     ("synthesis.matchers", ["bn", "conv_channel", "conv_patch"]),
     ("synthesis.schedule", "cosine"),
+    ("synthesis.optimizer", {"use": "adam", "betas": [0.5, 0.9]}),
     ("evaluation.objective", "mse_gt"),
 ]
 

@@ -62,7 +62,10 @@ def evaluated(run, which: str, labels: str):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("objective", [{"use": "mse_gt", "gamma": 0.15}, {"use": "kl", "temperature": 20}])
 def test_a_student_on_soft_labels_equals_a_plain_loop(make_run, optimizer, objective):
-    changes = [("evaluation.optimizer", optimizer), ("evaluation.objective", objective)]
+    changes = [
+        ("evaluation.optimizer", {"use": optimizer, "weight_decay": 0.01}),
+        ("evaluation.objective", objective),
+    ]
     changes += [("evaluation.learning_rate", 0.01), ("evaluation.epochs", 5), ("evaluation.test_every", 2)]
     run = make_run(*changes).until("evaluation")
     data = DistilledDataset(run.out / "distilled")

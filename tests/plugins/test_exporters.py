@@ -183,10 +183,8 @@ TRAINED = {
         "seeds": [3, 4],
         "epochs": 7,
         "batch": 11,
-        "optimizer": "sgd",
+        "optimizer": {"use": "sgd", "momentum": 0.7, "weight_decay": 0.03, "nesterov": True},
         "learning_rate": 0.2,
-        "momentum": 0.7,
-        "weight_decay": 0.03,
         "schedule": "linear",
         "objective": {"use": "kl", "temperature": 4.0},
     },
@@ -206,7 +204,9 @@ def test_dd_ranking_is_told_the_recipes_training(tmp_path: Path, recipe: dict[st
         assert told["aug_params"] == {"beta": 1.0}
         assert (told["soft_label_criterion"], told["loss_fn_kwargs"]) == ("mse_gt", {"ce_weight": 0.15})
         assert (told["lr_scheduler"], told["optimizer"], told["num_eval"]) == ("cosine", "adamw", 1)
+        assert told["weight_decay"] == 0.01
         assert not {"temperature", "momentum"} & told.keys()
+        assert not any("evaluation.optimizer" in line for line in comments)
         return
     expected = {
         "model_name": "ConvNet-2",
@@ -225,7 +225,13 @@ def test_dd_ranking_is_told_the_recipes_training(tmp_path: Path, recipe: dict[st
     }
     assert {key: told[key] for key in expected} == expected
     assert "lr_scheduler" not in told
-    for key in ("evaluation.schedule", "relabel.ensembler", "relabel.augmentation", "relabel.cutmix = 0.5"):
+    for key in (
+        "evaluation.optimizer",
+        "evaluation.schedule",
+        "relabel.ensembler",
+        "relabel.augmentation",
+        "relabel.cutmix = 0.5",
+    ):
         assert any(key in line for line in comments)
 
 

@@ -31,6 +31,7 @@ from gvbsm_registry import (
     Initializer,
     Matcher,
     Objective,
+    Optimizer,
     Regularizer,
     Schedule,
     TensorSplit,
@@ -262,6 +263,14 @@ class Bad:
         def factor(self, step: int, steps: int) -> float:
             return 1.0
 
+    class Down(Optimizer):
+        """Downhill."""
+
+        name = "down"
+
+        def build(self, parameters: Any, learning_rate: float) -> torch.optim.Optimizer:
+            return torch.optim.SGD(parameters, learning_rate)
+
     class All(Ensembler):
         """The mean."""
 
@@ -327,6 +336,30 @@ def _without_errors(tasks: Any, on_message: Any) -> Any:
 def _without_messages(tasks: Any) -> Any:
     for index, task in enumerate(tasks):
         yield index, task(lambda message: None)
+
+
+def _stubborn(parameters: Any, learning_rate: float) -> torch.optim.Optimizer:
+    """Take every step at the rate that it was made with."""
+    optimizer = torch.optim.SGD(parameters, learning_rate)
+
+    def reset(*_: Any) -> None:
+        optimizer.param_groups[0]["lr"] = learning_rate
+
+    optimizer.register_step_pre_hook(reset)
+    return optimizer
+
+
+def _forgetful(parameters: Any, learning_rate: float) -> torch.optim.Optimizer:
+    """Keep what a step depends on outside the state."""
+    optimizer, steps = torch.optim.SGD(parameters, learning_rate), [0]
+
+    def count(*_: Any) -> None:
+        steps[0] += 1
+        for values in optimizer.param_groups[0]["params"]:
+            values.grad.mul_(1 / steps[0])
+
+    optimizer.register_step_pre_hook(count)
+    return optimizer
 
 
 BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
@@ -422,6 +455,37 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
     ),
     (Bad.Rate, "factor", lambda self, step, steps: 1 / step, "ZeroDivisionError"),
     (Bad.Rate, "factor", lambda self, step, steps: -1.0, "is not negative"),
+    (Bad.Down, "build", lambda self, parameters, learning_rate: None, "not a torch optimizer"),
+    (
+        Bad.Down,
+        "build",
+        lambda self, parameters, learning_rate: torch.optim.SGD(list(parameters)[:1], learning_rate),
+        "it holds 1 of 3 parameters",
+    ),
+    (
+        Bad.Down,
+        "build",
+        lambda self, parameters, learning_rate: torch.optim.SGD(parameters, 0.1),
+        "its groups' rates are [0.1], not 0.01",
+    ),
+    (
+        Bad.Down,
+        "build",
+        lambda self, parameters, learning_rate: torch.optim.SGD(parameters, learning_rate, maximize=True),
+        "20 steps take the loss from",
+    ),
+    (
+        Bad.Down,
+        "build",
+        lambda self, parameters, learning_rate: _stubborn(parameters, learning_rate),
+        "at learning",
+    ),
+    (
+        Bad.Down,
+        "build",
+        lambda self, parameters, learning_rate: _forgetful(parameters, learning_rate),
+        "steps differ",
+    ),
     (Bad.All, "combine", lambda self, logits: logits.sum(), "gives ()"),
     (Bad.All, "combine", lambda self, logits: logits.div_(logits.abs().max()).mean(0), "zeros: not finite"),
     (Bad.Goal, "loss", lambda self, output, logits, truth: output.argmax().float(), "has no gradient"),

@@ -14,6 +14,10 @@ from gvbsm_plugins.exporters.writing import whole_folder, write_pictures
 from gvbsm_registry import Exporter, FinishedRun
 
 NAMES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "tiny_imagenet": "TinyImageNet"}
+ADAM = {"optimizer": "use", "weight_decay": "weight_decay"}
+OPTIMIZERS = {"sgd": {**ADAM, "momentum": "momentum"}, "adam": ADAM, "adamw": ADAM}
+USUAL = ({"nesterov": False}, {"betas": [0.9, 0.999]})
+"""What DD-Ranking has no word for, as it is there."""
 MODELS = {"resnet18_small": "ResNet-18-BN", "torchvision/resnet18": "ResNet-18-BN"}
 
 
@@ -64,6 +68,7 @@ def _training(run: FinishedRun) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the recipe's training of students in DD-Ranking's words, and what those can't say, by key."""
     evaluation, relabel = run.recipe["evaluation"], run.recipe["relabel"]
     student, schedule, objective = evaluation["students"][0], evaluation["schedule"], evaluation["objective"]
+    optimizer = evaluation["optimizer"]
     normalize = {"name": "Normalize", "args": {"mean": list(run.mean), "std": list(run.std)}}
     settings = {
         "model_name": _model(student),
@@ -74,8 +79,6 @@ def _training(run: FinishedRun) -> tuple[dict[str, Any], dict[str, Any]]:
         "data_aug_func": "cutmix" if relabel["cutmix"] else None,
         "aug_params": {"beta": relabel["cutmix_alpha"]} if relabel["cutmix"] else {},
         "soft_label_mode": "M",  # labels for each view, as all sets have here
-        "optimizer": evaluation["optimizer"],
-        "weight_decay": evaluation["weight_decay"],
         "default_lr": evaluation["learning_rate"],
         "num_eval": len(evaluation["seeds"]),
         "num_epochs": evaluation["epochs"],
@@ -85,8 +88,12 @@ def _training(run: FinishedRun) -> tuple[dict[str, Any], dict[str, Any]]:
     untold = {f"relabel.{key}": relabel[key] for key in ("augmentation", "ensembler")}
     if 0 < relabel["cutmix"] < 1:
         untold["relabel.cutmix"] = relabel["cutmix"]
-    if evaluation["optimizer"] == "sgd":
-        settings["momentum"] = evaluation["momentum"]
+    settings |= {
+        word: optimizer[key] for word, key in OPTIMIZERS.get(optimizer["use"], {}).items() if key in optimizer
+    }
+    rest = {key: optimizer[key] for key in optimizer if key not in settings and key != "use"}
+    if "optimizer" not in settings or rest not in USUAL:
+        untold["evaluation.optimizer"] = optimizer
     if schedule["use"] == "cosine" and not schedule.get("warmup"):
         settings["lr_scheduler"] = "cosine"
     else:

@@ -15,7 +15,7 @@ from gvbsm_registry.kinds.images import Augmentation, Dataset, Initializer
 from gvbsm_registry.kinds.networks import Backbone, Ensembler
 from gvbsm_registry.kinds.running import Codec, Executor, Exporter, Task
 from gvbsm_registry.kinds.terms import Activation, Matcher, Objective, Regularizer
-from gvbsm_registry.kinds.training import Schedule
+from gvbsm_registry.kinds.training import Optimizer, Schedule
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -32,6 +32,7 @@ __all__ = [
     "Initializer",
     "Matcher",
     "Objective",
+    "Optimizer",
     "Regularizer",
     "Schedule",
     "Task",
@@ -47,6 +48,7 @@ KINDS: tuple[type[Component], ...] = (
     Initializer,
     Augmentation,
     Schedule,
+    Optimizer,
     Ensembler,
     Codec,
     Objective,

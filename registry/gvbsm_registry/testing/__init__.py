@@ -26,6 +26,7 @@ from gvbsm_registry.kinds import (
     Initializer,
     Matcher,
     Objective,
+    Optimizer,
     Regularizer,
     Schedule,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "check_initializer",
     "check_matcher",
     "check_objective",
+    "check_optimizer",
     "check_plugin",
     "check_regularizer",
     "check_schedule",
@@ -100,6 +102,11 @@ def check_augmentation(component: Augmentation | type[Augmentation]) -> None:
 def check_schedule(component: Schedule | type[Schedule]) -> None:
     """Check a schedule. Raises ConformanceError."""
     _check(Schedule, component)
+
+
+def check_optimizer(component: Optimizer | type[Optimizer]) -> None:
+    """Check an optimizer. Raises ConformanceError."""
+    _check(Optimizer, component)
 
 
 def check_ensembler(component: Ensembler | type[Ensembler]) -> None:

@@ -1,8 +1,7 @@
-"""What the contract asks of augmentations and schedules."""
+"""What the contract asks of augmentations."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from gvbsm_registry.testing.requirements import Context, require, requirement
@@ -91,22 +90,3 @@ def _views_apply_compiled(context: Context) -> None:
     """applying its views gives the same images under torch.compile."""
     batch, view = images(4), _draw(context, 4, 16)
     require(close(compiled(view.apply)(batch), view.apply(batch)), "compiled it gives other images")
-
-
-@requirement("schedule")
-def _factors_are_finite(context: Context) -> None:
-    """`factor(step, steps)` returns a finite float that is not negative, for every step from 0 to steps - 1
-    and any number of steps from 1 on; not 0 everywhere."""
-    for steps in (1, 2, 3, 10, 1000):
-        factors = [context.component.factor(step, steps) for step in range(steps)]
-        finite = all(isinstance(factor, int | float) and math.isfinite(factor) for factor in factors)
-        require(finite and min(factors) >= 0, f"in {steps} steps the factors are {factors[:5]}…")
-        require(max(factors) > 0, f"in {steps} steps all factors are 0")
-
-
-@requirement("schedule")
-def _factors_depend_on_the_step_alone(context: Context) -> None:
-    """a factor depends on (step, steps) alone, not on calls before: a resumed run starts in the middle."""
-    forward = [context.component.factor(step, 20) for step in range(20)]
-    backward = [context.component.factor(step, 20) for step in reversed(range(20))]
-    require(forward == backward[::-1], "the factors depend on the order of the calls")
