@@ -18,18 +18,21 @@ from gvbsm_registry import Codec, GvbsmError, Registry, discover
 
 TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 CODED = "logits."
-LAYOUT = 2
+LAYOUT = 3
+VIEW = ("crop", "roll", "partner", "cutmix", "color", "angle", "cutout")
 
 
 def pack(epochs: list[EpochViews], coded: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return what a file of E epochs of N images holds.
 
     The parts of the codec, `logits.NAME`: [E, N, …]. crop (top, left, height, width) and cutmix (top, left,
-    bottom, right): [E, N, 4], roll (down, right): [E, N, 2], partner: [E, N]; of the least type that holds
-    them, and [E, 1, …] where they are the same for all images of each epoch. flip: uint8 [E, ⌈N/8⌉], bits.
+    bottom, right): [E, N, 4], roll (down, right): [E, N, 2], partner: [E, N]; color (brightness, saturation,
+    contrast): [E, N, 3], angle: [E, N], cutout (top, left, bottom, right): [E, N, 4] where any view has them;
+    of the least type that holds them, and [E, 1, …] where they are the same for all images of each epoch.
+    flip: uint8 [E, ⌈N/8⌉], bits.
     """
-    stored = [views.tensors() for views in epochs]
-    tensors = {name: torch.stack([each[name] for each in stored]) for name in stored[0]}
+    stored = EpochViews.join(epochs).tensors()
+    tensors = {name: part.reshape(len(epochs), -1, *part.shape[1:]) for name, part in stored.items()}
     flips = tensors.pop("flip")
     packed = {name: _shared(smallest_exact_dtype(tensor)) for name, tensor in tensors.items()}
     packed["flip"] = to_bits(flips)
@@ -41,11 +44,10 @@ def pack(epochs: list[EpochViews], coded: list[dict[str, Tensor]]) -> dict[str, 
 def views_of(tensors: dict[str, Tensor], epoch: int, count: int) -> EpochViews:
     """Return the views of `count` images in the epoch at position `epoch` of a file."""
     one = {
-        name: tensors[name][epoch].expand(count, *tensors[name].shape[2:])
-        for name in ("crop", "roll", "partner", "cutmix")
+        name: tensors[name][epoch].expand(count, *tensors[name].shape[2:])[None]
+        for name in VIEW
+        if name in tensors
     }
-    one = {name: tensor[None] for name, tensor in one.items()}
-    one["crop"] = one["crop"].float()
     one["flip"] = from_bits(tensors["flip"][epoch], count)[None]
     return EpochViews.from_tensors(one, 0)
 

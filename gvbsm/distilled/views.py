@@ -1,7 +1,8 @@
-"""The views of one epoch: crop, flip, roll and CutMix of every image, drawn once and replayed exactly."""
+"""The views of one epoch: that of every image, and CutMix, drawn once and replayed exactly."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class EpochViews:
     """Views of N images.
 
-    view: the geometry of each image's own view.
+    view: each image's own view.
     partners: int64 [N], the image whose view is pasted into this one (CutMix).
     boxes: int64 [N, 4], (top, left, bottom, right) of the pasted part; empty where nothing is.
     """
@@ -56,22 +57,42 @@ class EpochViews:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the views as small tensors by name, for storing."""
+        view = self.view
+        optional = {"color": view.colors, "angle": view.angles, "cutout": view.cutouts}
         return {
-            "crop": self.view.boxes.float(),
-            "flip": self.view.flips,
-            "roll": self.view.rolls.to(torch.int16),
+            "crop": view.boxes.float(),
+            "flip": view.flips,
+            "roll": view.rolls.to(torch.int16),
             "partner": self.partners.to(torch.int32),
             "cutmix": self.boxes.to(torch.int16),
+            **{name: part for name, part in optional.items() if part is not None},
         }
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], epoch: int) -> EpochViews:
         """Read back the views of one epoch from stored tensors with a leading epoch axis."""
-        view = View(tensors["crop"][epoch], tensors["flip"][epoch], tensors["roll"][epoch].long())
-        return EpochViews(view, tensors["partner"][epoch].long(), tensors["cutmix"][epoch].long())
+        one = {name: tensor[epoch] for name, tensor in tensors.items()}
+        view = View(
+            one["crop"].float(),
+            one["flip"],
+            one["roll"].long(),
+            one["color"].float() if "color" in one else None,
+            one["angle"].float() if "angle" in one else None,
+            one["cutout"].long() if "cutout" in one else None,
+        )
+        return EpochViews(view, one["partner"].long(), one["cutmix"].long())
+
+    @staticmethod
+    def join(epochs: Sequence[EpochViews]) -> EpochViews:
+        """Return the views of several epochs one after another; `partners` count within each epoch."""
+        return EpochViews(
+            View.join([each.view for each in epochs]),
+            torch.cat([each.partners for each in epochs]),
+            torch.cat([each.boxes for each in epochs]),
+        )
 
     def without_mixing(self) -> EpochViews:
-        """Return the same crops and flips with no CutMix."""
+        """Return the same views of each image with no CutMix."""
         return EpochViews(self.view, self.partners, torch.zeros_like(self.boxes))
 
 

@@ -105,7 +105,7 @@ class SynthesisLoop:
         views = [section.augmentation.draw(size, image_size, generator) for generator in self.generators]
         sites = len(network.backbone.sites)
         uniforms = torch.stack([torch.rand(sites, generator=generator) for generator in self.generators])
-        seen = _join(views).apply(self.images)
+        seen = View.join(views).apply(self.images)
         logits, matched = network.backbone.observe(seen, uniforms.to(seen.device))
         pairs = zip(logits.split(size), self.labels.split(size), strict=True)
         classified = torch.stack([cross_entropy(output, labels) for output, labels in pairs]).sum()
@@ -116,14 +116,6 @@ class SynthesisLoop:
             losses = [regularizer.loss(images, labels) for images, labels in sets]
             terms[name] = regularizer.weight * torch.stack(losses).sum()
         return terms
-
-
-def _join(views: Sequence[View]) -> View:
-    if len(views) == 1:
-        return views[0]
-    parts = [(view.boxes, view.flips, view.rolls) for view in views]
-    boxes, flips, rolls = (torch.cat(part) for part in zip(*parts, strict=True))
-    return View(boxes, flips, rolls)
 
 
 def _diagnosis(step: int, count: int, backbone: str, value: float, terms: dict[str, Tensor]) -> str:

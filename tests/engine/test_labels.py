@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gvbsm.distilled import labels
 from gvbsm.distilled.dataset import DistilledDataset, LabelBlocks
 from gvbsm.distilled.views import EpochViews, draw
 from gvbsm.stages import pretrain, relabel
-from gvbsm_registry import Codec, GvbsmError, Registry, View
+from gvbsm_registry import Codec, GvbsmError, Registry, View, identity_view
 from gvbsm_registry.artifacts import Artifact, read, write
 
 
@@ -44,8 +45,13 @@ def same(one: EpochViews, other: EpochViews) -> bool:
         (one.view.rolls, other.view.rolls),
         (one.partners, other.partners),
         (one.boxes, other.boxes),
+        (one.view.colors, other.view.colors),
+        (one.view.angles, other.view.angles),
+        (one.view.cutouts, other.view.cutouts),
     ]
-    return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+    return all(
+        a is b if a is None or b is None else torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,6 +75,40 @@ def test_fractional_boxes_are_kept_as_they_are() -> None:
     packed = labels.pack([views], [{"x": torch.zeros(9, 0)}])
     assert same(labels.views_of(packed, 0, 9), views)
     assert packed["cutmix"].shape == (1, 1, 4)
+
+
+def photometric(count: int, seed: int, **parts: bool) -> EpochViews:
+    """Views of which some epochs have colours, angles or cutouts."""
+    generator = torch.Generator().manual_seed(seed)
+    view = replace(
+        identity_view(count, 8),
+        colors=torch.rand(count, 3, generator=generator) if parts.get("colors") else None,
+        angles=torch.rand(count, generator=generator) * 30 if parts.get("angles") else None,
+        cutouts=torch.randint(0, 9, (count, 4), generator=generator) if parts.get("cutouts") else None,
+    )
+    return EpochViews(view, torch.arange(count), torch.zeros(count, 4, dtype=torch.int64))
+
+
+def test_photometric_parts_replay_to_the_bit_and_cost_nothing_where_there_are_none() -> None:
+    plain, colors, cutouts = (
+        [photometric(9, seed, **{name: True}) for seed in range(2)] for name in ("none", "colors", "cutouts")
+    )
+    coded = [{"x": torch.zeros(9, 0)}] * 2
+    least, colored, cut = (labels.pack(epochs, coded) for epochs in (plain, colors, cutouts))
+    assert stored(colored) - stored(least) == 2 * 9 * 3 * 4
+    assert stored(cut) - stored(least) == 2 * 9 * 4
+    for packed, epochs in ((least, plain), (colored, colors), (cut, cutouts)):
+        for number, views in enumerate(epochs):
+            assert same(labels.views_of(packed, number, 9), views)
+
+
+def test_epochs_with_other_parts_than_the_next_replay_the_same_images() -> None:
+    epochs = [photometric(9, 1, colors=True), photometric(9, 2, angles=True, cutouts=True)]
+    packed = labels.pack(epochs, [{"x": torch.zeros(9, 0)}] * 2)
+    images, index = torch.randn(9, 3, 8, 8), torch.arange(9)
+    for number, views in enumerate(epochs):
+        seen = labels.views_of(packed, number, 9).apply(images, index)
+        torch.testing.assert_close(seen, views.apply(images, index), rtol=0, atol=1e-5)
 
 
 @settings(max_examples=100, deadline=None)

@@ -48,6 +48,8 @@ def _class(name: str, value: type) -> Iterator[str]:
     for member, attribute in sorted(vars(value).items()):
         if member.startswith("_") or member == "model_config":
             continue
+        if isinstance(attribute, classmethod | staticmethod):
+            attribute = attribute.__func__
         if inspect.isfunction(attribute):
             abstract = "abstract " if getattr(attribute, "__isabstractmethod__", False) else ""
             yield f"  {abstract}{name}.{reference.signature(attribute)}"

@@ -134,3 +134,91 @@ def test_a_view_is_of_each_image_alone():
     images[2] = torch.inf
     assert views.apply(images)[[0, 1, 3]].isfinite().all()
     assert len(views) == 4
+
+
+def random_view(count: int, image_size: int, seed: int = 0) -> View:
+    """A view with every part there is."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    corners, sizes = uniform(-2, 3, count, 2).round(), uniform(2, image_size, count, 2).round()
+    low, extent = uniform(0, image_size - 1, count, 2).long(), uniform(0, image_size, count, 2).long()
+    return View(
+        torch.cat([corners, sizes], 1),
+        uniform(0, 1, count) < 0.5,
+        uniform(-3, 4, count, 2).long(),
+        torch.stack([uniform(-0.5, 0.5, count), uniform(0, 2, count), uniform(0.5, 1.5, count)], 1),
+        uniform(-180, 180, count),
+        torch.cat([low, (low + extent).clamp(max=image_size)], 1),
+    )
+
+
+def plainly(image, brightness, saturation, contrast):
+    """DSA's three colour operations on one image, one after another."""
+    image = image + brightness
+    grey = image.mean(0, keepdim=True)
+    image = (image - grey) * saturation + grey
+    mean = image.mean()
+    return (image - mean) * contrast + mean
+
+
+@pytest.mark.parametrize(("channels", "image_size"), [(3, 8), (1, 9), (3, 15)])
+def test_all_parts_equal_one_operation_after_another(channels, image_size):
+    images = torch.randn(6, channels, image_size, image_size, dtype=torch.float64)
+    some = random_view(6, image_size)
+    weights = torch.randn_like(images)
+    ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
+    seen, expected = some.apply(ours), []
+    for index, image in enumerate(theirs):
+        colored = plainly(image, *some.colors[index])
+        moved = peer(colored, some.boxes[index], bool(some.flips[index]), some.rolls[index].tolist())
+        bilinear = reference.InterpolationMode.BILINEAR
+        turned = reference.rotate(moved, float(some.angles[index]), bilinear)
+        top, left, bottom, right = some.cutouts[index].tolist()
+        kept = torch.ones_like(turned)
+        kept[:, top:bottom, left:right] = 0
+        expected.append(turned * kept)
+    # torchvision's rotation is in single precision.
+    torch.testing.assert_close(seen, torch.stack(expected), rtol=0, atol=2e-5)
+    (seen * weights).sum().backward()
+    (torch.stack(expected) * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=2e-5)
+
+
+def test_gradients_of_all_parts_equal_finite_differences():
+    images = torch.randn(3, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(random_view(3, 5).apply, images)
+
+
+def test_turns_of_images_that_are_not_square_keep_shapes():
+    """By 180 degrees any image is turned to the bit, but for rounding; by 90 a square part of it."""
+    images = torch.randn(2, 1, 6, 10, dtype=torch.float64)
+    plain = view([[0, 0, 6, 10]] * 2)
+    half = View(plain.boxes, plain.flips, plain.rolls, angles=torch.tensor([180.0, 90.0]))
+    seen = half.apply(images)
+    torch.testing.assert_close(seen[0], images[0].flip(1, 2))
+    torch.testing.assert_close(seen[1, :, :, 2:8], images[1, :, :, 2:8].rot90(1, (1, 2)))
+    assert (seen[1, :, :, :2] == 0).all()
+
+
+def test_neutral_parts_change_nothing():
+    images = torch.randn(4, 3, 7, 7)
+    plain, other = identity_view(4, 7), random_view(2, 7)
+    joined = View.join([identity_view(2, 7), other, identity_view(2, 7)])
+    assert len(joined) == 6
+    neutral = joined.select(torch.tensor([0, 1, 4, 5]))
+    torch.testing.assert_close(neutral.apply(images), plain.apply(images), rtol=0, atol=1e-5)
+    assert View.join([plain, plain]).colors is None
+    assert torch.equal(View.join([plain]).boxes, plain.boxes)
+
+
+def test_joined_views_are_those_joined():
+    images = torch.randn(7, 3, 6, 6, dtype=torch.float64)
+    views = [random_view(3, 6, 1), identity_view(2, 6), random_view(2, 6, 2)]
+    together = View.join(views).apply(images)
+    apart = [each.apply(part) for each, part in zip(views, images.split([3, 2, 2]), strict=True)]
+    torch.testing.assert_close(together, torch.cat(apart), rtol=0, atol=1e-12)
+    index = torch.tensor([6, 0, 4])
+    torch.testing.assert_close(View.join(views).select(index).apply(images[index]), together[index])

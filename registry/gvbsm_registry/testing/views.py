@@ -6,7 +6,7 @@ from typing import Any
 
 from gvbsm_registry.testing.requirements import Context, require, requirement
 from gvbsm_registry.testing.samples import SEED, close, compiled, images, unseeded
-from gvbsm_registry.views import View
+from gvbsm_registry.views import NEUTRAL, View
 
 
 def _draw(
@@ -25,42 +25,52 @@ def _draw(
 @requirement("augmentation")
 def _draws_views(context: Context) -> None:
     """`draw(count, image_size, generator, progress=1.0)` returns a View with boxes float [count, 4] of
-    positive size, flips bool [count] and rolls int64 [count, 2], on the CPU; of one image and of odd and tiny
-    sizes, and at any progress from 0 to 1."""
+    positive size, flips bool [count] and rolls int64 [count, 2], on the CPU, and if there are any, colors
+    float [count, 3], angles float [count] and cutouts int64 [count, 4] within the image; of one image and of
+    odd and tiny sizes, and at any progress from 0 to 1."""
     import torch
 
     for count, image_size, progress in ((5, 16, 0.0), (1, 16, 0.5), (3, 7, 1.0), (3, 1, 0.0)):
         view = _draw(context, count, image_size, progress=progress)
         expected = {"boxes": ((count, 4), torch.float32), "flips": ((count,), torch.bool)}
-        expected["rolls"] = ((count, 2), torch.int64)
+        expected |= {"rolls": ((count, 2), torch.int64), "colors": ((count, 3), torch.float32)}
+        expected |= {"angles": ((count,), torch.float32), "cutouts": ((count, 4), torch.int64)}
         for name, (shape, dtype) in expected.items():
             tensor = getattr(view, name)
+            if tensor is None and name in NEUTRAL:
+                continue
             same = tuple(tensor.shape) == shape and tensor.dtype == dtype and tensor.device.type == "cpu"
             require(
                 same,
                 f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}, not {dtype} {shape}",
             )
         require(view.boxes.isfinite().all() and (view.boxes[:, 2:] > 0).all(), f"boxes {view.boxes.tolist()}")
+        for name in ("colors", "angles"):
+            part = getattr(view, name)
+            require(part is None or part.isfinite().all(), f"{name} are not finite")
+        within = view.cutouts is None or ((view.cutouts >= 0) & (view.cutouts <= image_size)).all()
+        require(within, f"cutouts reach beyond an image of {image_size} pixels")
+
+
+def _require_same(one: View, other: View, otherwise: str) -> None:
+    import torch
+
+    for name in ("boxes", "flips", "rolls", *NEUTRAL):
+        first, second = getattr(one, name), getattr(other, name)
+        same = first is second if first is None or second is None else torch.equal(first, second)
+        require(same, f"{name} {otherwise}")
 
 
 @requirement("augmentation")
 def _a_view_is_the_generators(context: Context) -> None:
     """all randomness comes from `generator`: equal generators give equal views, whatever torch's own is."""
-    import torch
-
-    first, second = _draw(context, 8, 16), _draw(context, 8, 16)
-    for name in ("boxes", "flips", "rolls"):
-        require(torch.equal(getattr(first, name), getattr(second, name)), f"{name} differ the second time")
+    _require_same(_draw(context, 8, 16), _draw(context, 8, 16), "differ the second time")
 
 
 @requirement("augmentation")
 def _progress_is_1_unless_told(context: Context) -> None:
     """without `progress` the views are those of finished work, progress 1: labels are stored for them."""
-    import torch
-
-    told, untold = _draw(context, 8, 16, progress=1.0), _draw(context, 8, 16)
-    for name in ("boxes", "flips", "rolls"):
-        require(torch.equal(getattr(told, name), getattr(untold, name)), f"{name} differ")
+    _require_same(_draw(context, 8, 16, progress=1.0), _draw(context, 8, 16), "differ from those untold")
 
 
 @requirement("augmentation", devices=True)
