@@ -53,7 +53,15 @@ def ready(trial: Trial, student: Backbone) -> Callable[[], None]:
     def work() -> None:
         module = trial.context.build(student)
         optimizer = section.optimizer.build(module.parameters(), section.learning_rate)
-        fit(module, optimizer, section.schedule, section.epochs, epoch, lambda number, loss: None)
+        fit(
+            module,
+            optimizer,
+            section.schedule,
+            section.epochs,
+            len(batches),
+            epoch,
+            lambda number, loss: None,
+        )
 
     return work
 

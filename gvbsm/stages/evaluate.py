@@ -21,6 +21,7 @@ from gvbsm.stages.training import (
     Batch,
     Loss,
     accuracy,
+    batches_of,
     fit,
     fit_real,
     hard_loss,
@@ -128,7 +129,8 @@ def _train_on_set(
     optimizer = section.optimizer.build(module.parameters(), section.learning_rate)
     make = _soft_batches if unit.options["labels"] == "soft" else _hard_batches
     batches = make(context, unit, dataset, section, generator)
-    fit(module, optimizer, section.schedule, section.epochs, batches, after)
+    steps = batches_of(len(dataset), section.batch)
+    fit(module, optimizer, section.schedule, section.epochs, steps, batches, after)
     return curve, *last[0]
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import LambdaLR
 
 from gvbsm.runtime import distributed
 from gvbsm.runtime.context import Context
+from gvbsm.runtime.rates import rate_factor, set_rates
 
 if TYPE_CHECKING:
     from gvbsm.recipe.schema import Pretrain
@@ -27,31 +27,34 @@ def fit(
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
     epochs: int,
+    steps: int,
     batches: Callable[[int], Iterable[Batch]],
     after: Callable[[int, float], None],
 ) -> None:
     """Train `module` in place.
 
-    batches(epoch): yields (images, loss function of the logits), of this process's part of each batch where
-    several train together (see `gvbsm.runtime.distributed`). The learning rate follows `schedule` by epoch.
-    after(epoch, mean loss) is called at the end of every epoch, with the module in evaluation mode.
+    batches(epoch): yields `steps` times (images, loss function of the logits), of this process's part of each
+    batch where several train together (see `gvbsm.runtime.distributed`). The learning rate follows `schedule`
+    step by step. after(epoch, mean loss) is called at the end of every epoch, with the module in evaluation
+    mode. Raises GvbsmError if the schedule gives what is not a factor.
     """
-    if epochs == 0:  # schedules divide by the number of steps
+    if epochs == 0:  # there is nothing to wrap for several processes
         return
     trained = distributed.wrap_ddp(module)
-    rates = LambdaLR(optimizer, lambda epoch: schedule.factor(min(epoch, epochs - 1), epochs))
+    rates = [group["lr"] for group in optimizer.param_groups]
     for epoch in range(epochs):
         trained.train()
-        total, count = torch.zeros(()), 0
-        for images, loss_of in batches(epoch):
+        total = torch.zeros(())
+        numbers = range(epoch * steps, (epoch + 1) * steps)
+        for step, (images, loss_of) in zip(numbers, batches(epoch), strict=True):
+            set_rates(optimizer, rates, rate_factor(schedule, step, epochs * steps))
             optimizer.zero_grad(set_to_none=True)
             loss = loss_of(trained(images))
             loss.backward()
             optimizer.step()
-            total, count = total + loss.detach().cpu(), count + 1
-        rates.step()
+            total = total + loss.detach().cpu()
         trained.eval()
-        after(epoch, float(total) / max(count, 1))
+        after(epoch, float(total) / max(steps, 1))
 
 
 def fit_real(
@@ -63,7 +66,7 @@ def fit_real(
 ) -> None:
     """Train on the whole training split with hard labels, as [pretrain] says."""
     train = context.data.train
-    steps = -(-len(train) // section.batch)
+    steps = batches_of(len(train), section.batch)
 
     def batches(epoch: int) -> Iterable[Batch]:
         drawn = split_batches(torch.randperm(len(train), generator=generator), section.batch)
@@ -77,7 +80,7 @@ def fit_real(
         progress((epoch + 1) * steps, section.epochs * steps)
 
     optimizer = section.optimizer.build(module.parameters(), section.learning_rate)
-    fit(module, optimizer, section.schedule, section.epochs, batches, lambda epoch, loss: None)
+    fit(module, optimizer, section.schedule, section.epochs, steps, batches, lambda epoch, loss: None)
 
 
 def split_batches(order: Tensor, size: int) -> list[Tensor]:
@@ -89,6 +92,11 @@ def split_batches(order: Tensor, size: int) -> list[Tensor]:
     if len(batches) > 1 and len(batches[-1]) < 2 * distributed.size():
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+def batches_of(count: int, size: int) -> int:
+    """Return how many batches `split_batches` makes of `count` images."""
+    return len(split_batches(torch.arange(count), size))
 
 
 def own_view(

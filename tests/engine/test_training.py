@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from gvbsm.distilled.dataset import DistilledDataset
 from gvbsm.runtime.seeds import seed_of
 from gvbsm.stages import pretrain, training
 from gvbsm_plugins.augmentations import CropFlipRoll
+from gvbsm_registry import GvbsmError, Schedule
 
 
 def toy_net(width: int = 6) -> nn.Module:
@@ -84,7 +87,7 @@ def test_a_student_on_soft_labels_equals_a_plain_loop(make_run, optimizer, objec
         student.train()
         data.set_epoch(epoch % 4)
         views, logits, truth = (torch.stack(part) for part in zip(*[data[i] for i in range(6)], strict=True))
-        for index in torch.randperm(6, generator=order).split(4):
+        for step, index in enumerate(torch.randperm(6, generator=order).split(4)):
             output = student(views[index])
             if objective["use"] == "mse_gt":
                 hard = -(truth[index] * output.log_softmax(1)).sum(1).mean()
@@ -93,7 +96,7 @@ def test_a_student_on_soft_labels_equals_a_plain_loop(make_run, optimizer, objec
                 p, q = (logits[index] / 20).softmax(1), (output / 20).softmax(1)
                 loss = (p * (p.log() - q.log())).sum(1).mean()
             for group in taken.param_groups:
-                group["lr"] = 0.01 * cosine(epoch, 5)
+                group["lr"] = 0.01 * cosine(2 * epoch + step, 10)
             taken.zero_grad()
             loss.backward()
             taken.step()
@@ -118,8 +121,8 @@ def test_a_student_on_hard_labels_equals_a_plain_loop(make_run):
     curve = []
     for epoch in range(2):
         student.train()
-        for index in torch.randperm(6, generator=order).split(4):
-            optimizer.param_groups[0]["lr"] = 0.01 * cosine(epoch, 2)
+        for step, index in enumerate(torch.randperm(6, generator=order).split(4)):
+            optimizer.param_groups[0]["lr"] = 0.01 * cosine(2 * epoch + step, 4)
             optimizer.zero_grad()
             cross_entropy(student((images[index].float() / 255 - mean) / std), labels[index]).backward()
             optimizer.step()
@@ -142,8 +145,8 @@ def test_pretraining_equals_a_plain_loop(make_run, streamed, tmp_path):
     images, labels = pixels(run, "train")
     optimizer = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
     for epoch in range(3):
-        optimizer.param_groups[0]["lr"] = 0.05 * cosine(epoch, 3)
-        for index in torch.randperm(24, generator=order).split(8):
+        for step, index in enumerate(torch.randperm(24, generator=order).split(8)):
+            optimizer.param_groups[0]["lr"] = 0.05 * cosine(3 * epoch + step, 9)
             optimizer.zero_grad()
             cross_entropy(module(images[index]), labels[index]).backward()
             optimizer.step()
@@ -186,3 +189,52 @@ def test_augmentations_are_told_the_share_of_all_epochs(make_run, monkeypatch, t
     for stage in ("measure", "relabel"):
         assert told[stage]
         assert set(told[stage]) == {None}
+
+
+@pytest.mark.parametrize(("count", "size"), [(9, 4), (8, 4), (1, 4), (25, 5), (24, 5)])
+def test_batches_are_counted_as_they_are_split(count, size):
+    assert training.batches_of(count, size) == len(training.split_batches(torch.arange(count), size))
+
+
+class Fixed(Schedule):
+    """What the test says, or the step itself."""
+
+    name = "fixed"
+
+    value: Any = None
+
+    def factor(self, step: int, steps: int) -> float:
+        return self.value if self.value is not None else step / steps
+
+
+def fit_ones(schedule: Schedule, epochs: int, steps: int) -> list[float]:
+    """Train one weight, whose gradient is always 1; return it after every step, beginning at 0."""
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    seen: list[float] = []
+
+    def batches(epoch: int) -> Iterator[training.Batch]:
+        for _ in range(steps):
+            seen.append(float(module.weight))
+            yield torch.ones(1, 1), Tensor.sum
+        seen.append(float(module.weight))
+
+    optimizer = torch.optim.SGD(module.parameters(), 1.0)
+    training.fit(module, optimizer, schedule, epochs, steps, batches, lambda epoch, loss: None)
+    return seen
+
+
+def test_the_rate_changes_with_every_step():
+    expected, weight = [], 0.0
+    for step in range(6):
+        expected.append(weight)
+        weight -= step / 6
+        if step % 3 == 2:  # the end of an epoch
+            expected.append(weight)
+    assert fit_ones(Fixed(), 2, 3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.5, "fast"])
+def test_a_schedule_that_gives_no_factor_is_blamed_by_name(value):
+    with pytest.raises(GvbsmError, match=rf"^schedule 'fixed' gives {value!r} at step 0 of 6, .* 0 or more"):
+        fit_ones(Fixed(value=value), 2, 3)
