@@ -124,6 +124,8 @@ def _turned(images: Tensor, angles: Tensor) -> Tensor:
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
+    if len(images) == 0:
+        return images
     dtype = torch.promote_types(images.dtype, torch.float32)
     height, width = images.shape[-2:]
     radians = angles.to(dtype) * (math.pi / 180)

@@ -16,10 +16,17 @@ from gvbsm_registry.artifacts import peek
 TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def out(make_run) -> Path:
-    """A run whose views are cropped, mirrored, rolled and mixed."""
-    view = {"use": "crop_flip_roll", "padding": 2, "roll": 3}
+VIEWS = [
+    {"use": "crop_flip_roll", "padding": 2, "roll": 3},
+    {"use": "dsa", "mode": "all"},
+    {"use": "rand_augment", "scale": [0.5, 1.0]},
+]
+
+
+@pytest.fixture(params=VIEWS, ids=lambda view: view["use"])
+def out(make_run, request) -> Path:
+    """A run whose views are cropped, mirrored, rolled and mixed; or coloured, turned and cut."""
+    view = request.param
     changes = [("relabel.augmentation", view), ("relabel.epochs", 3), ("data.channels", 3)]
     return make_run(*changes).until("evaluation").out
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torchvision.transforms import RandomCrop, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
-from gvbsm_plugins.augmentations import CropFlipRoll, ResizedCrop, WholeImage
+from gvbsm_plugins.augmentations import CropFlipRoll, Dsa, RandAugment, ResizedCrop, WholeImage
 from gvbsm_registry import Augmentation, View, identity_view
 
 
@@ -32,6 +32,9 @@ ALL = [
     CropFlipRoll(roll=3),
     CropFlipRoll(padding=0, per_image=True, roll=2),
     ResizedCrop(roll=1),
+    Dsa(),
+    Dsa(mode="all", per_image=False),
+    RandAugment(),
 ]
 
 
@@ -39,10 +42,13 @@ ALL = [
 def test_same_generator_same_views(augmentation):
     state = torch.random.get_rng_state()
     one, two, other = (draw(augmentation, 40, 9, seed) for seed in (1, 1, 2))
-    for part in ("boxes", "flips", "rolls"):
-        assert torch.equal(getattr(one, part), getattr(two, part))
+    for part in ("boxes", "flips", "rolls", "colors", "angles", "cutouts"):
+        first, second = getattr(one, part), getattr(two, part)
+        assert first is second if first is None else torch.equal(first, second)
+    images = torch.randn(40, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(one.apply(images), two.apply(images))
     if not isinstance(augmentation, WholeImage):
-        assert not torch.equal(one.flips, other.flips)
+        assert not torch.equal(one.apply(images), other.apply(images))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert draw(augmentation, 0, 9).apply(torch.zeros(0, 1, 9, 9)).shape == (0, 1, 9, 9)
 
@@ -188,3 +194,168 @@ def test_tables_make_the_same_augmentation():
     table = augmentation.to_recipe()
     assert table.pop("use") == "resized_crop"
     assert ResizedCrop.model_validate(table) == augmentation
+
+
+STRATEGY = "color_crop_cutout_flip_scale_rotate"
+
+
+def dsa_parameters(operation: str, count: int, image_size: int) -> dict[str, np.ndarray]:
+    """What DSA draws for images one by one, with its default settings, written again."""
+    rng = np.random.default_rng(0)
+    match operation:
+        case "color":
+            drawn = {"brightness": rng.random(count) - 0.5, "saturation": 2 * rng.random(count)}
+            return {**drawn, "contrast": rng.random(count) + 0.5}
+        case "crop":
+            most = int(image_size * 0.125 + 0.5)
+            return {"down": rng.integers(-most, most + 1, count)}
+        case "cutout":
+            side = int(image_size * 0.5 + 0.5)
+            centre = rng.integers(0, image_size + (1 - side % 2), count)
+            rows = np.clip(centre[:, None] - side // 2 + np.arange(side), 0, image_size - 1)
+            return {"top": rows.min(1), "bottom": rows.max(1) + 1}
+        case "scale":
+            return {"height": np.round(image_size * (1 / 1.2 + rng.random(count) * (1.2 - 1 / 1.2)))}
+        case "rotate":
+            return {"angle": (rng.random(count) - 0.5) * 2 * 15}
+    raise AssertionError(operation)
+
+
+def parameters(view: View) -> dict[str, np.ndarray]:
+    """The same of a view with every part."""
+    columns = {"angle": view.angles, "down": view.boxes[:, 0], "height": view.boxes[:, 2]}
+    columns |= dict(zip(("brightness", "saturation", "contrast"), view.colors.unbind(1), strict=True))
+    columns |= {"top": view.cutouts[:, 0], "bottom": view.cutouts[:, 2]}
+    return {name: column.double().numpy() for name, column in columns.items()}
+
+
+@pytest.mark.parametrize("image_size", [32, 9])
+@pytest.mark.parametrize("operation", ["color", "crop", "cutout", "scale", "rotate"])
+def test_dsas_parameters_are_distributed_as_its_authors_draw_them(operation, image_size):
+    count = 6000
+    # without scale, which moves the box too
+    strategy = STRATEGY if operation == "scale" else STRATEGY.replace("_scale", "")
+    ours = parameters(draw(Dsa(strategy=strategy, mode="all"), count, image_size))
+    for name, theirs in dsa_parameters(operation, count, image_size).items():
+        assert distance(theirs, ours[name]) < 1.95 * math.sqrt(2 / count), name  # p = 0.001
+
+
+def dsa_on_one_image(view: View, image: torch.Tensor) -> torch.Tensor:
+    """DSA's operations on one image, with its own formulas, in a view's order."""
+    brightness, saturation, contrast = view.colors[0].double()
+    image = image + brightness
+    grey = image.mean(0, keepdim=True)
+    image = (image - grey) * saturation + grey
+    image = (image - image.mean()) * contrast + image.mean()
+    top, left = (int(part) for part in view.boxes[0, :2])
+    size = image.shape[-1]
+    padded = torch.nn.functional.pad(image, (size,) * 4)
+    image = padded[:, top + size : top + 2 * size, left + size : left + 2 * size]
+    image = image.flip(2) if bool(view.flips[0]) else image
+    angle = view.angles[0].double() * math.pi / 180
+    cos, sin = float(angle.cos()), float(angle.sin())
+    theta = torch.tensor([[[cos, -sin, 0], [sin, cos, 0]]], dtype=torch.float64)
+    grid = torch.nn.functional.affine_grid(theta, [1, *image.shape], align_corners=False)
+    image = torch.nn.functional.grid_sample(image[None], grid, align_corners=False)[0]
+    mask = torch.ones_like(image)
+    cut_top, cut_left, cut_bottom, cut_right = view.cutouts[0].tolist()
+    mask[:, cut_top:cut_bottom, cut_left:cut_right] = 0
+    return image * mask
+
+
+def test_dsa_of_an_image_is_its_operations_one_after_another():
+    images = torch.randn(8, 3, 12, 12, dtype=torch.float64)
+    view = draw(Dsa(strategy="color_crop_cutout_flip_rotate", mode="all"), 8, 12)
+    seen = view.apply(images)
+    for index in range(8):
+        expected = dsa_on_one_image(view.select(torch.tensor([index])), images[index])
+        torch.testing.assert_close(seen[index], expected, rtol=0, atol=1e-6)  # parts are in single precision
+
+
+def test_dsas_scale_is_its_sampling_but_for_the_border_and_whole_pixels():
+    images = torch.randn(60, 1, 20, 20, dtype=torch.float64)
+    view = draw(Dsa(strategy="scale", mode="all"), 60, 20)
+    assert 17 <= view.boxes[:, 2:].min() < 19
+    assert 22 < view.boxes[:, 2:].max() <= 24
+    even = (view.boxes[:, 2:] % 2 == 0).all(1)
+    assert even.sum() > 5
+    factors = view.boxes[:, 2:].double() / 20
+    theta = torch.zeros(60, 2, 3, dtype=torch.float64)
+    theta[:, 0, 0], theta[:, 1, 1] = factors[:, 1], factors[:, 0]
+    grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+    expected = torch.nn.functional.grid_sample(images, grid, align_corners=False)
+    seen = view.apply(images)[even][..., 2:-2, 2:-2]
+    torch.testing.assert_close(seen, expected[even][..., 2:-2, 2:-2], rtol=0, atol=1e-5)
+
+
+def test_dsa_applies_one_operation_at_random_or_all():
+    count = 3000
+    view = draw(Dsa(strategy="color_crop_cutout_rotate"), count, 16)
+    used = [
+        (view.colors != torch.tensor([0.0, 1.0, 1.0])).any(1),
+        (view.boxes[:, :2] != 0).any(1),
+        view.cutouts.any(1),
+        view.angles != 0,
+    ]
+    assert int(torch.stack(used).int().sum(0).max()) == 1
+    shares = [float(each.double().mean()) for each in used]
+    assert shares == pytest.approx([0.25, 0.25 * 24 / 25, 0.25, 0.25], abs=0.03)
+    everything = draw(Dsa(mode="all"), count, 16)
+    assert bool((everything.colors[:, 1] != 1).all())
+    assert bool(everything.cutouts.any(1).all())
+    geometric = draw(Dsa(strategy="crop_flip"), 4, 16)
+    assert (geometric.colors, geometric.angles, geometric.cutouts) == (None, None, None)
+
+
+def test_a_siamese_view_is_one_for_the_batch():
+    for mode in ("one", "all"):
+        view = draw(Dsa(mode=mode, per_image=False), 5, 16, seed=3)
+        image = torch.randn(1, 3, 16, 16).expand(5, 3, 16, 16)
+        seen = view.apply(image)
+        torch.testing.assert_close(seen, seen[:1].expand_as(seen))
+
+
+def test_rand_augment_changes_images_by_its_operations_and_magnitude():
+    count, strength = 4000, 0.6
+    view = draw(RandAugment(num_ops=1, magnitude=6, flip=0), count, 20)
+    brightness, saturation, contrast = view.colors.unbind(1)
+    parts = {
+        "brightness": (brightness, {-0.9 * strength, 0.0, 0.9 * strength}),
+        "saturation": (saturation, {1 - 0.9 * strength, 1.0, 1 + 0.9 * strength}),
+        "contrast": (contrast, {1 - 0.9 * strength, 1.0, 1 + 0.9 * strength}),
+        "rotate": (view.angles, {-30 * strength, 0.0, 30 * strength}),
+        "down": (view.boxes[:, 0], {-5.0, 0.0, 5.0}),  # 0.45 · 20 · 0.6 = 5.4
+        "across": (view.boxes[:, 1], {-5.0, 0.0, 5.0}),
+    }
+    changed = []
+    for name, (values, expected) in parts.items():
+        found, counts = values.double().round(decimals=4).unique(return_counts=True)
+        assert found.tolist() == pytest.approx(sorted(expected), abs=1e-3), name
+        assert float(counts[0]) / count == pytest.approx(1 / 16, abs=0.02), name
+        changed.append((values - sorted(expected)[1]).abs() > 1e-3)
+    cut = view.cutouts
+    assert int((cut[:, 2:] - cut[:, :2]).max()) == 6  # 20 · 0.5 · 0.6
+    changed.append(cut.any(1))
+    assert int(torch.stack(changed).int().sum(0).max()) == 1
+    assert float(torch.stack(changed).any(0).double().mean()) == pytest.approx(7 / 8, abs=0.02)
+
+
+def test_rand_augments_operations_add_up():
+    view = draw(RandAugment(num_ops=2, magnitude=10), 2000, 20)
+    assert float(view.angles.abs().max()) == pytest.approx(60)
+    assert float(view.colors[:, 1].max()) == pytest.approx(1.9**2, rel=1e-4)
+    still = draw(RandAugment(num_ops=0, flip=0), 4, 7)
+    images = torch.randn(4, 3, 7, 7)
+    torch.testing.assert_close(still.apply(images), images, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("augmentation", [Dsa(mode="all"), RandAugment(num_ops=4)], ids=lambda a: a.name)
+def test_gradients_through_photometric_views(augmentation):
+    images = torch.randn(3, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(draw(augmentation, 3, 5).apply, images)
+
+
+@pytest.mark.parametrize("strategy", ["color_color", "colour", "", "color,crop"])
+def test_dsas_strategy_names_its_operations(strategy):
+    with pytest.raises(ValidationError, match="joined by _"):
+        Dsa(strategy=strategy)

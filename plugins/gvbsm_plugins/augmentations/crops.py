@@ -1,4 +1,4 @@
-"""Augmentations: padded crop, resized crop, nothing; each with flip and roll."""
+"""Geometric augmentations: padded crop, resized crop, nothing; each with flip and roll."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
-from gvbsm_registry import Augmentation, Component, View, hookimpl, identity_view
+from gvbsm_registry import Augmentation, View, identity_view
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -134,8 +134,3 @@ class ResizedCrop(_FlipRoll):
         if high < 1:
             return image_size, max(1, round(image_size * high))
         return image_size, image_size
-
-
-@hookimpl
-def gvbsm_components() -> list[type[Component]]:
-    return [WholeImage, CropFlipRoll, ResizedCrop]
