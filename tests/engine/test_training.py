@@ -215,9 +215,9 @@ def fit_ones(schedule: Schedule, epochs: int, steps: int) -> list[float]:
 
     def batches(epoch: int) -> Iterator[training.Batch]:
         for _ in range(steps):
-            seen.append(float(module.weight))
+            seen.append(module.weight.item())
             yield torch.ones(1, 1), Tensor.sum
-        seen.append(float(module.weight))
+        seen.append(module.weight.item())
 
     optimizer = torch.optim.SGD(module.parameters(), 1.0)
     training.fit(module, optimizer, schedule, epochs, steps, batches, lambda epoch, loss: None)

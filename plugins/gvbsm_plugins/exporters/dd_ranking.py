@@ -94,7 +94,7 @@ def _training(run: FinishedRun) -> tuple[dict[str, Any], dict[str, Any]]:
     rest = {key: optimizer[key] for key in optimizer if key not in settings and key != "use"}
     if "optimizer" not in settings or rest not in USUAL:
         untold["evaluation.optimizer"] = optimizer
-    if schedule["use"] == "cosine" and not schedule.get("warmup"):
+    if schedule["use"] == "cosine" and not schedule.get("warmup") and schedule.get("stretch", 1) == 1:
         settings["lr_scheduler"] = "cosine"
     else:
         untold["evaluation.schedule"] = schedule

@@ -179,7 +179,7 @@ RECIPE: dict[str, Any] = {
         "batch": 50,
         "optimizer": {"use": "adamw", "betas": [0.9, 0.999], "weight_decay": 0.01},
         "learning_rate": 0.001,
-        "schedule": {"use": "cosine", "warmup": 0.0},
+        "schedule": {"use": "cosine", "warmup": 0.0, "stretch": 1.0},
         "objective": {"use": "mse_gt", "gamma": 0.15},
     },
 }
