@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from gvbsm.runtime.data import Data
 from gvbsm.runtime.seeds import seed_of
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.training import fit_real, top1
-from gvbsm_registry import Backbone, GvbsmError
+from gvbsm_registry import Backbone, GvbsmError, Member
+from gvbsm_registry.artifacts import peek
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,6 +88,11 @@ def load_backbone(context: Context, unit: Unit) -> nn.Module:
             "delete the file and run again"
         ) from error
     return freeze(module)
+
+
+def member(unit: Unit) -> Member:
+    """Return what ensemblers are told of a pretrained backbone."""
+    return Member(unit.name, json.loads(peek(unit.path)["meta"])["top1"])
 
 
 def untrained(context: Context, unit: Unit) -> Backbone:

@@ -16,8 +16,8 @@ from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import check_classes
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.runtime.units import Payload, Unit
-from gvbsm.stages.pretrain import load_backbone
-from gvbsm_registry import GvbsmError
+from gvbsm.stages.pretrain import load_backbone, member
+from gvbsm_registry import GvbsmError, Member
 
 
 def kept_epochs(section: Relabel) -> int:
@@ -43,14 +43,16 @@ def label_block(context: Context, unit: Unit) -> Payload:
     options = unit.options
     section = context.section(Relabel, options["relabel"])
     images = open_set(context, unit.input("images")).lazily_normalized(context.device)
-    modules = [load_backbone(context, planned) for planned in unit.input_list("backbones")]
+    committee = [
+        (load_backbone(context, planned), member(planned)) for planned in unit.input_list("backbones")
+    ]
     first, count = options["first_epoch"], options["epochs"]
     views: list[EpochViews] = []
     coded: list[dict[str, Tensor]] = []
     for epoch in range(first, first + count):
         # seeded by epoch, so that an epoch's labels do not depend on the size of the blocks
         generator = generator_of(options["seed"], "views", options["set"], epoch)
-        drawn, logits = label_epoch(section, images, modules, len(context.data.classes), generator)
+        drawn, logits = label_epoch(section, images, committee, len(context.data.classes), generator)
         if not bool(logits.isfinite().all()):
             raise GvbsmError(
                 f"relabel {unit.name}: the logits of epoch {epoch} are not finite; leave out the backbone "
@@ -74,7 +76,7 @@ def label_block(context: Context, unit: Unit) -> Payload:
 def label_epoch(
     section: Relabel,
     images: LazyNormalizedImages,
-    modules: Sequence[nn.Module],
+    committee: Sequence[tuple[nn.Module, Member]],
     classes: int,
     generator: Generator,
 ) -> tuple[EpochViews, Tensor]:
@@ -84,7 +86,9 @@ def label_epoch(
         section.augmentation, groups, images.shape[-1], section.cutmix, section.cutmix_alpha, generator
     )
     logits = torch.zeros(len(images), classes)
+    members = [each for _, each in committee]
     for group in groups:
         seen = views.apply(images, group)
-        logits[group] = section.ensembler.combine(torch.stack([module(seen) for module in modules])).cpu()
+        stacked = torch.stack([module(seen) for module, _ in committee])
+        logits[group] = section.ensembler.combine(stacked, members).cpu()
     return views, logits

@@ -206,7 +206,7 @@ def test_logits_that_are_not_finite_are_refused(make_run: MakeRun, monkeypatch: 
     run = make_run()
     run.until("synthesis")
     ensembler = type(run.recipe.relabel.ensembler)
-    monkeypatch.setattr(ensembler, "combine", lambda self, logits: logits.mean(0) * float("nan"))
+    monkeypatch.setattr(ensembler, "combine", lambda self, logits, members: logits.mean(0) * float("nan"))
     with pytest.raises(GvbsmError, match=r"epoch 0 are not finite"):
         run.until("relabel")
     assert not list(run.out.rglob("labels-*"))

@@ -276,7 +276,7 @@ class Bad:
 
         name = "all"
 
-        def combine(self, logits: torch.Tensor) -> torch.Tensor:
+        def combine(self, logits: torch.Tensor, members: Any) -> torch.Tensor:
             return logits.mean(0)
 
     class Goal(Objective):
@@ -486,8 +486,22 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         lambda self, parameters, learning_rate: _forgetful(parameters, learning_rate),
         "steps differ",
     ),
-    (Bad.All, "combine", lambda self, logits: logits.sum(), "gives ()"),
-    (Bad.All, "combine", lambda self, logits: logits.div_(logits.abs().max()).mean(0), "zeros: not finite"),
+    (Bad.All, "combine", lambda self, logits, members: logits.sum(), "gives ()"),
+    (
+        Bad.All,
+        "combine",
+        lambda self, logits, members: logits.div_(logits.abs().max()).mean(0),
+        "zeros: not finite",
+    ),
+    (
+        Bad.All,
+        "combine",
+        lambda self, logits, members: (
+            sum(member.accuracy * each for member, each in zip(members, logits, strict=True))
+            / torch.tensor(sum(member.accuracy for member in members))
+        ),
+        "members of accuracy 0.0: not finite",
+    ),
     (Bad.Goal, "loss", lambda self, output, logits, truth: output.argmax().float(), "has no gradient"),
     (Bad.Goal, "loss", lambda self, output, logits, truth: output.log().mean(), "gives nan"),
     (Bad.Half, "encode", lambda self, logits: {"logits": logits - logits.mean()}, "when it is alone"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from gvbsm_registry.kinds.component import Component
 from gvbsm_registry.kinds.images import Augmentation, Dataset, Initializer
-from gvbsm_registry.kinds.networks import Backbone, Ensembler
+from gvbsm_registry.kinds.networks import Backbone, Ensembler, Member
 from gvbsm_registry.kinds.running import Codec, Executor, Exporter, Task
 from gvbsm_registry.kinds.terms import Activation, Matcher, Objective, Regularizer
 from gvbsm_registry.kinds.training import Optimizer, Schedule
@@ -31,6 +31,7 @@ __all__ = [
     "Exporter",
     "Initializer",
     "Matcher",
+    "Member",
     "Objective",
     "Optimizer",
     "Regularizer",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,11 +43,19 @@ class Backbone(Component):
         return (path,) if path.is_file() else ()
 
 
+@dataclass(frozen=True)
+class Member:
+    """A network of a committee: its name, and its accuracy on the real test split, 0 to 1."""
+
+    name: str
+    accuracy: float
+
+
 class Ensembler(Component):
-    """Many backbones' logits → one (Eq. 8)."""
+    """A committee's logits → one (Eq. 8)."""
 
     kind = "ensembler"
 
     @abstractmethod
-    def combine(self, logits: Tensor) -> Tensor:
-        """Return [B, K] from the stacked logits [S, B, K] of S backbones."""
+    def combine(self, logits: Tensor, members: Sequence[Member]) -> Tensor:
+        """Return [B, K] from the stacked logits [S, B, K] of S networks: `members`, in that order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from gvbsm_registry.kinds import Member
 from gvbsm_registry.testing.requirements import Context, require, requirement
 from gvbsm_registry.testing.samples import SEED, close, compiled, images
 
@@ -173,21 +174,29 @@ def _an_objective_works_compiled(context: Context) -> None:
     _same_compiled(context.component.loss, *_rows(5, 4, "cpu"))
 
 
+def _members(count: int, worst: float = 0.3, best: float = 0.9) -> list[Member]:
+    """Return members whose accuracies climb from `worst` to `best`."""
+    rise = (best - worst) / max(count - 1, 1)
+    return [Member(f"network-{number}", worst + rise * number) for number in range(count)]
+
+
 @requirement("ensembler", devices=True)
 def _combines_to_one_matrix(context: Context) -> None:
-    """`combine` takes [S, B, K] to finite floats [B, K] on its device; of one backbone or image too."""
+    """`combine` takes [S, B, K] and S members to finite floats [B, K] on its device; of one member, one image
+    and members of any accuracy from 0 to 1 too."""
     for shape in ((3, 5, 4), (1, 5, 4), (3, 1, 4), (3, 5, 1)):
-        logits = context.component.combine(_logits(*shape, device=context.device))
+        logits = context.component.combine(_logits(*shape, device=context.device), _members(shape[0]))
         require(tuple(logits.shape) == shape[1:], f"{shape} gives {tuple(logits.shape)}")
         require(
             logits.is_floating_point() and logits.isfinite().all(),
             f"{shape} gives values that are not finite floats",
         )
         require(logits.device.type == context.device, f"the result is on {logits.device}")
-    require(
-        context.component.combine(_logits(3, 5, 4, device=context.device) * 0).isfinite().all(),
-        "zeros: not finite",
-    )
+    some = _logits(3, 5, 4, device=context.device)
+    require(context.component.combine(some * 0, _members(3)).isfinite().all(), "zeros: not finite")
+    for accuracy in (0.0, 1.0):
+        combined = context.component.combine(some, _members(3, accuracy, accuracy))
+        require(combined.isfinite().all(), f"members of accuracy {accuracy}: not finite")
 
 
 @requirement("ensembler")
@@ -197,7 +206,7 @@ def _an_ensembler_is_deterministic(context: Context) -> None:
 
     logits = _logits(3, 5, 4)
     before = logits.clone()
-    _same_twice(lambda: context.component.combine(logits), "the result")
+    _same_twice(lambda: context.component.combine(logits, _members(3)), "the result")
     require(torch.equal(logits, before), "it changes the logits")
 
 
@@ -208,15 +217,22 @@ def _an_ensembler_works_in_half_precision(context: Context) -> None:
 
     logits = _logits(3, 5, 4) * 100
     with torch.autocast("cpu", torch.bfloat16):
-        require(context.component.combine(logits).isfinite().all(), "under autocast it is not finite")
-    require(context.component.combine(logits.bfloat16()).isfinite().all(), "in bfloat16 it is not finite")
+        combined = context.component.combine(logits, _members(3))
+        require(combined.isfinite().all(), "under autocast it is not finite")
+    combined = context.component.combine(logits.bfloat16(), _members(3))
+    require(combined.isfinite().all(), "in bfloat16 it is not finite")
 
 
 @requirement("ensembler")
 def _an_ensembler_works_compiled(context: Context) -> None:
     """torch.compile does not change the result."""
     logits = _logits(3, 5, 4)
-    expected, actual = context.component.combine(logits), compiled(context.component.combine)(logits)
+
+    def combine(given: Tensor) -> Tensor:
+        combined: Tensor = context.component.combine(given, _members(3))
+        return combined
+
+    expected, actual = combine(logits), compiled(combine)(logits)
     require(close(actual, expected), "compiled it gives another result")
 
 
