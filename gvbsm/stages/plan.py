@@ -131,7 +131,7 @@ class Plan:
             "seed": self.recipe.seed,
             "components": identities(self.registry, initializer),
         }
-        name, inputs = initializer.full_name, {"backbone": self.backbones[0]}
+        name, inputs = initializer.full_name, {"backbones": tuple(self.backbones)}
         unit = Unit("synthesis", name, "prepared", real_images.prepare_initializer, options, inputs)
         return [unit.stored_in(self.store / "prepared")]
 

@@ -1,7 +1,9 @@
-"""Hands initializers real images, and a backbone's opinion of them."""
+"""Hands initializers real images, and the backbones' opinion of them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -11,18 +13,23 @@ from gvbsm.matching.activations import ActivationRecorder
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.pretrain import load_backbone, untrained
-from gvbsm_registry import Initializer, Split
+from gvbsm_registry import CommitteeMember, Initializer, Split
+from gvbsm_registry.artifacts import peek
 
 FEATURE_BATCH = 256
 
 
 class RealData:
-    """See `gvbsm_registry.Source`. backbone_unit: the pretrained backbone whose features count."""
+    """See `gvbsm_registry.Source`. backbones: the pretrained ones; the features are those of the first."""
 
     def __init__(
-        self, context: Context, seed: int, backbone_unit: Unit, prepared: dict[str, Tensor] | None = None
+        self,
+        context: Context,
+        seed: int,
+        backbones: Sequence[Unit],
+        prepared: dict[str, Tensor] | None = None,
     ) -> None:
-        self._context, self._unit = context, backbone_unit
+        self._context, self._backbones = context, backbones
         self.seed, self.prepared = seed, prepared or {}
 
     @property
@@ -36,16 +43,24 @@ class RealData:
         return len(self._context.data.classes)
 
     @cached_property
-    def _pretrained(self) -> tuple[nn.Module, str]:
-        module = load_backbone(self._context, self._unit)
-        linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-        return module, linear[-1] if linear else ""
+    def committee(self) -> Sequence[CommitteeMember]:
+        """All pretrained backbones, in the recipe's order, on the run's device; loaded when asked for."""
+        return (self._first, *map(self._load, self._backbones[1:]))
+
+    @cached_property
+    def _first(self) -> CommitteeMember:
+        return self._load(self._backbones[0])
+
+    def _load(self, unit: Unit) -> CommitteeMember:
+        module = load_backbone(self._context, unit)
+        return CommitteeMember(unit.name, json.loads(peek(unit.path)["meta"])["top1"], module)
 
     @torch.no_grad()
     def features(self, indices: Tensor) -> Tensor:
         """What the last linear layer sees, or the logits if there is none; float32 [n, D] on the CPU."""
-        module, head = self._pretrained
-        features = []
+        module = self._first.module
+        linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+        head, features = linear[-1] if linear else "", []
         for images, _ in self._context.batches(self.train, indices.split(FEATURE_BATCH)):
             if not head:
                 features.append(module(images).flatten(1).cpu())
@@ -57,7 +72,7 @@ class RealData:
 
     def backbone(self) -> nn.Module:
         """A fresh, untrained copy of the first backbone, on the run's device."""
-        return self._context.build(untrained(self._context, self._unit))
+        return self._context.build(untrained(self._context, self._backbones[0]))
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return uint8 images as normalised floats on the run's device."""
@@ -65,7 +80,7 @@ class RealData:
 
 
 def prepare_initializer(context: Context, unit: Unit) -> Payload:
-    """Do what an initializer works out once for a data set, backbone and seed."""
+    """Do what an initializer works out once for a data set, backbones and seed."""
     initializer = context.create(Initializer, unit.options["initializer"])
-    source = RealData(context, unit.options["seed"], unit.input("backbone"))
+    source = RealData(context, unit.options["seed"], unit.input_list("backbones"))
     return initializer.prepare(source), {"classes": list(context.data.classes)}

@@ -72,7 +72,7 @@ def _optimised(context: Context, units: Sequence[Unit]) -> list[Payload]:
     section, seed = context.section(Synthesis, options["synthesis"]), options["seed"]
     prepared = units[0].input_list("prepared")
     source = RealData(
-        context, seed, units[0].input_list("backbones")[0], prepared[0].read().tensors if prepared else None
+        context, seed, units[0].input_list("backbones"), prepared[0].read().tensors if prepared else None
     )
     generators = [generator_of(seed, "synthesis", unit.options["batch"]) for unit in units]
     places = [[torch.tensor(unit.options[name]) for name in ("labels", "ranks")] for unit in units]

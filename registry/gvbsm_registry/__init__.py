@@ -28,7 +28,7 @@ from gvbsm_registry.kinds import (
     Schedule,
     Task,
 )
-from gvbsm_registry.source import Source
+from gvbsm_registry.source import CommitteeMember, Source
 from gvbsm_registry.splits import Split, TensorSplit
 from gvbsm_registry.views import View, identity_view
 
@@ -40,6 +40,7 @@ __all__ = [
     "Augmentation",
     "Backbone",
     "Codec",
+    "CommitteeMember",
     "Component",
     "Dataset",
     "Ensembler",

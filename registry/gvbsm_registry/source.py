@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -11,8 +13,17 @@ if TYPE_CHECKING:
     from gvbsm_registry.splits import Split
 
 
+@dataclass(frozen=True)
+class CommitteeMember:
+    """A pretrained backbone. accuracy: on the test split, 0 to 1. module: frozen, in evaluation mode."""
+
+    name: str
+    accuracy: float
+    module: Module
+
+
 class Source(Protocol):
-    """Where an initializer takes real images, and a backbone's opinion of them, from."""
+    """Where an initializer takes real images, and the pretrained backbones' opinion of them, from."""
 
     @property
     def train(self) -> Split:
@@ -28,6 +39,10 @@ class Source(Protocol):
 
     def features(self, indices: Tensor) -> Tensor:
         """Features of training images by the first pretrained backbone, float32 [n, D] on the CPU."""
+
+    @property
+    def committee(self) -> Sequence[CommitteeMember]:
+        """All pretrained backbones, in the recipe's order, on the run's device; loaded when asked for."""
 
     def backbone(self) -> Module:
         """A fresh, untrained copy of the first backbone."""

@@ -48,7 +48,7 @@ class Initializer(Component):
         """
 
     def prepare(self, source: Source) -> dict[str, Tensor]:
-        """Return what is worked out once for a data set, backbone and seed, whatever the number of images.
+        """Return what is worked out once for a data set, backbones and seed, whatever the number of images.
 
         The engine stores it and hands it to `images` as `source.prepared`, which is {} here.
         """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvbsm_registry.artifacts import write_text
 from gvbsm_registry.errors import GvbsmError
+from gvbsm_registry.source import CommitteeMember
 from gvbsm_registry.splits import TensorSplit
 
 if TYPE_CHECKING:
@@ -147,6 +148,19 @@ class SampleSource:
         pixels = self.train.read(indices).flatten(1).float() / 255
         generator = torch.Generator().manual_seed(SEED)
         return pixels @ torch.randn(pixels.shape[1], 5, generator=generator)
+
+    @property
+    def committee(self) -> tuple[CommitteeMember, ...]:
+        """Two linear classifiers."""
+        import torch
+
+        members: list[CommitteeMember] = []
+        for name, accuracy in (("first", 0.9), ("second", 0.6)):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(SEED + len(members))
+                module = self.backbone().eval().requires_grad_(False)
+            members.append(CommitteeMember(name, accuracy, module))
+        return tuple(members)
 
     def backbone(self) -> Module:
         """A linear classifier with fresh parameters."""
