@@ -81,7 +81,7 @@ class Setting:
         matched = matching_loss(
             freeze(copy.deepcopy(self.model)), matchers, measured, self.labels, compiled, precision
         )
-        return lambda images: matched(images) + density.weight * density.loss(images, self.labels)
+        return lambda images: matched(images) + density.weight * density.penalty(images, self.labels)
 
     def step(self, loss: Loss) -> Callable[[], None]:
         """Return one whole step on a loss of `self.loss`: its gradient in the images, then Adam."""

@@ -226,6 +226,23 @@ class Matching:
             losses[term.name] = term.step_loss(islice(current, len(term.statistics)), keep)
         return losses
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the running averages, and which of them have begun, by term and statistic."""
+        return {
+            f"{part}/{term.name}/{name}": tensor
+            for term in self.terms
+            for name, statistic in term.statistics.items()
+            for part, tensor in (("average", statistic.average), ("seen", statistic.seen))
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned, if anything."""
+        for term in self.terms:
+            for name, statistic in term.statistics.items():
+                if f"average/{term.name}/{name}" in state:
+                    statistic.average = state[f"average/{term.name}/{name}"].to(self.device)
+                    statistic.seen = state[f"seen/{term.name}/{name}"].to(self.device)
+
 
 def _targets(
     matcher: Matcher, site: str, module: nn.Module, measured: Mapping[str, Tensor]

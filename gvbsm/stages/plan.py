@@ -112,7 +112,7 @@ class Plan:
             model = backbone.model_copy(update={"weights": None}).build(
                 len(self.data.classes), train.image_size, train.channels
             )
-        return [matcher for matcher in self.recipe.synthesis.matchers if measured_sites(matcher, model)]
+        return [matcher for matcher in self.recipe.synthesis.all_matchers if measured_sites(matcher, model)]
 
     @property
     def shards(self) -> list[Unit]:
@@ -159,7 +159,7 @@ class Plan:
                 synthesize.optimise,
                 {**common, "batch": number, "labels": labels, "ranks": ranks},
                 inputs,
-                how={"log_every": section.log_every},
+                how={name: getattr(section, name) for name in ("log_every", "checkpoint_minutes")},
                 together=synthesize.optimise_together,
             ).stored_in(self.out / "units" / "synthesis")
             for number, (labels, ranks) in enumerate(
