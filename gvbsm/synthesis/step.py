@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from gvbsm.matching.activations import inputs_of
 from gvbsm.synthesis.networks import BackboneStock
-from gvbsm_registry import Augmentation, GvbsmError, Matcher, Network, View
+from gvbsm_registry import Augmentation, Component, GvbsmError, Matcher, Network, View
 
 
 class JointStep:
@@ -122,7 +122,7 @@ class BatchStep:
         """What the modules at `sites` are given for this batch's views."""
         return {site: self._own(value) for site, value in self._joint.inputs(network, sites).items()}
 
-    def matched(self, matcher: Matcher) -> Tensor:
+    def matched(self, matcher: Component) -> Tensor:
         """A matcher's term; raises GvbsmError if it has no site in the networks."""
         names = [name for name, known in self._joint.matchers.items() if known == matcher]
         term = self._joint.matched(names[0]) if names and self._joint.batches == 1 else None

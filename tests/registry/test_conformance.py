@@ -486,7 +486,7 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         lambda self, step, memory: memory.setdefault("kept", step.images.sum()),
         "the gradient is not finite",
     ),
-    (Bad.First, "open", lambda self, stock, generator: None, "not gvbsm_registry.OpenPopulation"),
+    (Bad.First, "open", lambda self, stock, generator: None, "not a gvbsm_registry.OpenPopulation"),
     (
         Bad.First,
         "open",

@@ -61,14 +61,12 @@ def _a_term_is_deterministic(context: Context) -> None:
     require(torch.equal(batch, before), "it changes the images")
 
 
-def _drawn(
-    context: Context, stock: SampleStock, steps: int = 6
-) -> tuple[OpenPopulation, list[Sequence[Network]]]:
+def _drawn(context: Context, stock: SampleStock, steps: int = 6) -> list[Sequence[Network]]:
     members = context.component.open(stock, _generator())
     require(
-        isinstance(members, OpenPopulation), f"open returns {members!r}, not gvbsm_registry.OpenPopulation"
+        isinstance(members, OpenPopulation), f"open returns {members!r}, not a gvbsm_registry.OpenPopulation"
     )
-    return members, [members.draw(step) for step in range(steps)]
+    return [members.draw(step) for step in range(steps)]
 
 
 def _generator() -> Generator:
@@ -81,7 +79,7 @@ def _generator() -> Generator:
 def _draws_networks(context: Context) -> None:
     """`draw` returns one network or more, named, frozen, with a weight; they take the images of the stock."""
     stock = SampleStock(context.device)
-    for networks in _drawn(context, stock)[1]:
+    for networks in _drawn(context, stock):
         require(len(networks) > 0, "it draws no network")
         for network in networks:
             require(isinstance(network, Network), f"{network!r} is not a gvbsm_registry.Network")
