@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from benchmarks.textbook import Targets, TextbookStep, measure
 from gvbsm.estimate.trial import calibrate
+from gvbsm.matching.collector import StatisticsCollector
 from gvbsm.matching.forward import MatchedBackbone, Precision
 from gvbsm.matching.frozen import freeze
 from gvbsm.matching.terms import Matching, target_name
@@ -23,6 +24,7 @@ MATCHERS = ("bn", "conv_channel", "conv_patch")
 PER_CLASS = 10
 LEARNING_RATE, BETAS = 0.05, (0.5, 0.9)
 VARIANTS = ("bare", "textbook", "eager", "compiled")
+BY_CLASS = {"by_class": "eager", "by_class_compiled": "compiled"}
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -35,6 +37,7 @@ class Setting:
     model: nn.Module
     images: Tensor
     labels: Tensor
+    by_class: float = 0.5
 
     @staticmethod
     def make(
@@ -63,25 +66,37 @@ class Setting:
         return measure(self.model, [other])
 
     def loss(self, variant: str, precision: Precision = "fp32") -> Loss:
-        """Return the loss of one of VARIANTS, images to a scalar; `precision` is that of ours."""
+        """Return the loss of one of VARIANTS, images to a scalar; `precision` is that of ours.
+
+        Or of one of BY_CLASS, with a share `self.by_class` of every matcher's term matched by class.
+        """
         if variant == "bare":
             return lambda images: functional.cross_entropy(self.model(images), self.labels)
         if variant == "textbook":
             textbook = TextbookStep(self.model, targets=dict(self.targets))
             return lambda images: textbook.loss(images, self.labels)[0]
-        matchers = [self.registry.create(Matcher, name) for name in MATCHERS]
-        measured = {
+        share = self.by_class if variant in BY_CLASS else 0.0
+        matchers = [self.registry.create(Matcher, {"use": name, "by_class": share}) for name in MATCHERS]
+        measured = self._class_targets(matchers) if share else {}
+        measured |= {
             target_name(matcher, site, name): value
             for matcher in matchers
             for site, moments in self.targets.get(matcher.full_name, {}).items()
             for name, value in moments.items()
         }
         density = self.registry.create(Regularizer, "dd")
-        compiled = variant == "compiled"
+        compiled = BY_CLASS.get(variant, variant) == "compiled"
         matched = matching_loss(
             freeze(copy.deepcopy(self.model)), matchers, measured, self.labels, compiled, precision
         )
-        return lambda images: matched(images) + density.weight * density.penalty(images, self.labels)
+        return lambda images: matched(images) + density.weight * density.loss(images, self.labels)
+
+    def _class_targets(self, matchers: list[Matcher]) -> dict[str, Tensor]:
+        """The statistics of each class, on another random batch with the labels of this one."""
+        collect = StatisticsCollector(self.model, matchers, by_class=True)
+        other = torch.randn(self.images.shape, generator=torch.Generator().manual_seed(2)).to(self.images)
+        rows = [collect(other[self.labels == label]) for label in self.labels.unique()]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def step(self, loss: Loss) -> Callable[[], None]:
         """Return one whole step on a loss of `self.loss`: its gradient in the images, then Adam."""
@@ -105,7 +120,7 @@ def matching_loss(
     precision: Precision,
 ) -> Loss:
     """Return the engine's cross-entropy and matching terms, nothing dropped, as one function of images."""
-    observer = MatchedBackbone(model, Matching(model, matchers, measured), compiled, precision)
+    observer = MatchedBackbone(model, Matching(model, matchers, measured, labels=labels), compiled, precision)
     nothing_dropped = torch.ones(1, len(observer.sites), device=labels.device)
 
     def loss(images: Tensor) -> Tensor:

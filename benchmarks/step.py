@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 from benchmarks import harness
-from benchmarks.setting import VARIANTS, Setting
+from benchmarks.setting import BY_CLASS, VARIANTS, Setting
 from gvbsm.matching.forward import Precision, can_compile
 from gvbsm.runtime.environment import choose_device
 
@@ -22,6 +22,8 @@ RATIOS = {
     "compiled/bare": ("compiled", "bare"),
     "textbook/eager": ("textbook", "eager"),
     "textbook/compiled": ("textbook", "compiled"),
+    "by_class/eager": ("by_class", "eager"),
+    "by_class_compiled/compiled": ("by_class_compiled", "compiled"),
 }
 MEMORY_RATIOS = {"eager/bare memory": ("eager", "bare"), "compiled/bare memory": ("compiled", "bare")}
 
@@ -85,6 +87,9 @@ def _tables(report: dict[str, Any]) -> list[Table]:
 @click.option("--classes", type=int, default=10, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--compile/--no-compile", "compiled", default=None, help="[default: where the engine can]")
+@click.option(
+    "--by-class", type=click.FloatRange(0, 1), help="Also steps with this share of the terms by class."
+)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", help="Of ours.")
 @harness.clock_option
 @harness.device_option
@@ -97,6 +102,7 @@ def main(
     classes: int,
     rounds: int,
     compiled: bool | None,
+    by_class: float | None,
     precision: Precision,
     clock: str,
     device: str,
@@ -107,10 +113,12 @@ def main(
     backbones = backbone or (harness.IMAGENET_BACKBONES if imagenet else harness.CIFAR_BACKBONES)
     image_size, batch = image_size or (224 if imagenet else 32), batch or (20 if imagenet else 50)
     compiled = can_compile(place) if compiled is None else compiled
-    variants = [name for name in VARIANTS if name != "compiled" or compiled]
+    wanted = [*VARIANTS, *(BY_CLASS if by_class else {})]
+    variants = [name for name in wanted if compiled or not name.endswith("compiled")]
     rows = []
     for name in backbones:
         setting = Setting.make(name, image_size, batch, classes, device=place)
+        setting.by_class = by_class or 0.0
         rows.append({"backbone": name, **measure(setting, variants, rounds, clock, precision)})
         torch._dynamo.reset()  # or the graphs of all backbones stay in memory
     report = {

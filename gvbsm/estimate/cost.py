@@ -117,6 +117,7 @@ class _Estimate:
             "synthesis": {
                 "compile": compiled,
                 "iterations": min(section.iterations, each * (self.timed + 1)),
+                "backbone_order": "cycle",
                 "initializer": registry.create(Initializer, "noise"),
             },
             "relabel": {"epochs": EPOCHS, "epochs_per_file": EPOCHS, "keep_fraction": 1.0},
@@ -171,13 +172,21 @@ class _Estimate:
         return cost
 
     def _measure(self) -> Cost:
+        """Time both passes over the data, in mixed batches and by class, where there are both."""
         cost, batch = Cost("measure"), self.recipe.measure.batch
-        steps = -(-len(self.data.train) // batch)
+        images = len(self.data.train)
+        batches = -(-images // batch)
+        counts = torch.bincount(self.data.train.labels)
+        of_classes = int((-(-counts // batch)).sum())  # many of them are not full
         for unit in self.trial.plan.statistics:
             with self._memory(cost):
-                noted = self.trial.timed(unit)
-            cost.seconds += steps * statistics.median(noted[1:])
-            cost.steps += steps
+                noted = self.trial.timed_measuring(unit)
+            passes = [asked for asked in ("matchers", "by_class") if unit.options.get(asked)]
+            each = len(noted) // len(passes)
+            for number, asked in enumerate(passes):
+                step = statistics.median(noted[number * each + 1 : (number + 1) * each])
+                cost.seconds += step * (batches if asked == "matchers" else images / batch)
+                cost.steps += batches if asked == "matchers" else of_classes
             cost.bytes += _bytes(unit.read().tensors)
         return cost
 

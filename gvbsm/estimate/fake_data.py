@@ -70,3 +70,18 @@ class Subset(Split):
     @property
     def digest(self) -> str:
         return f"{len(self.indices)} of {self.full.digest}"
+
+
+class OneClass(Split):
+    """The images of another split, all of its first class."""
+
+    def __init__(self, full: Split) -> None:
+        self.full, self.classes, self.labels = full, full.classes, torch.zeros_like(full.labels)
+        self.image_size, self.channels, self.in_memory = full.image_size, full.channels, full.in_memory
+
+    def read(self, indices: Tensor) -> Tensor:
+        return self.full.read(indices)
+
+    @property
+    def digest(self) -> str:
+        return f"one class of {self.full.digest}"

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gvbsm.estimate.fake_data import Subset
+from gvbsm.estimate.fake_data import OneClass, Subset
 from gvbsm.recipe.schema import Recipe
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import Data
 from gvbsm.runtime.execution import perform
 from gvbsm.runtime.reporting import Event, MessageReporter
 from gvbsm.runtime.units import Payload, Unit
+from gvbsm.stages import measure
 from gvbsm.stages.image_sets import set_meta
 from gvbsm.stages.plan import Plan
 from gvbsm.stages.pretrain import untrained
@@ -96,6 +97,14 @@ class Trial:
         perform(self.context, units)
         return self.reporter.steps()
 
+    def timed_measuring(self, unit: Unit) -> list[float]:
+        """Do a unit's measuring as `timed` does, with all images in one class: full batches by class, too."""
+        data = self.context.data
+        train = OneClass(data.train)
+        self.reporter.restart()
+        perform(replace(self.context, data=replace(data, train=train)), [replace(unit, work=_measured)])
+        return self.reporter.steps()
+
     def seconds(self, work: Callable[[], Any]) -> float:
         """Return how long `work` takes."""
         self.reporter.restart()
@@ -118,6 +127,12 @@ def _untrained(context: Context, unit: Unit) -> Payload:
     train = context.data.train
     calibrate(module, context.normalize(train.read(torch.arange(min(8, len(train))))))
     return dict(module.state_dict()), {"classes": list(context.data.classes), "top1": 0.0}
+
+
+def _measured(context: Context, unit: Unit) -> Payload:
+    """Measure; classes without images have targets all the same, so that images can be matched to them."""
+    tensors, meta = measure.measure_backbone(context, unit)
+    return {name: value.nan_to_num() for name, value in tensors.items()}, meta
 
 
 def _noise_pictures(context: Context, unit: Unit) -> Payload:

@@ -22,14 +22,19 @@ from gvbsm.matching.moments import (
     channels_last,
     compilable_moments,
     mean_and_variance,
+    merge_moments,
 )
 from gvbsm_registry import GvbsmError
+
+Wanted = tuple[Reduction, bool]
+"""A reduction, and whether it is of the parts of image batches, or of whole ones."""
 
 
 class ActivationRecorder:
     """Records the inputs of the modules at `sites` while used as a context around a forward pass.
 
-    groups: equal image batches lie one after another in what the model is given.
+    groups: equal image batches lie one after another in what the model is given. parts: so do equal parts in
+    each of those, such as its classes, that have moments of their own.
     fused: as in GroupedActivation. centres: for sites that are not reduced by fused functions.
     visit: called in the pass with each site and what it sees; the activations themselves are then not kept
     alive, but only what `visit` had reduced.
@@ -44,14 +49,16 @@ class ActivationRecorder:
         fused: bool = True,
         centres: Mapping[str, Tensor] | None = None,
         visit: Callable[[str, GroupedActivation], None] | None = None,
+        parts: int = 1,
     ) -> None:
         modules = dict(model.named_modules())
         self.sites = {site: modules[site] for site in sites}
         self.idle: set[str] = set()
-        self._groups, self._fused, self._centres, self._visit = groups, fused, centres or {}, visit
+        self._groups, self._parts = groups, parts
+        self._fused, self._centres, self._visit = fused, centres or {}, visit
         self._seen: dict[str, GroupedActivation] = {}
         self._shared: dict[int, GroupedActivation] = {}
-        self._plans: dict[str, dict[Reduction, None]] = {site: {} for site in self.sites}
+        self._plans: dict[str, dict[Wanted, None]] = {site: {} for site in self.sites}
         self._handles: list[Any] = []
 
     def __enter__(self) -> ActivationRecorder:
@@ -87,7 +94,7 @@ class ActivationRecorder:
         if shared is None or not shared.is_of(tensor):
             plan, centre = self._plans[site], self._centres.get(site)
             keep = self._visit is None
-            shared = GroupedActivation(tensor, self._groups, plan, self._fused, centre, keep)
+            shared = GroupedActivation(tensor, self._groups, plan, self._fused, centre, keep, self._parts)
             self._shared[id(tensor)] = shared
         return shared
 
@@ -114,15 +121,10 @@ class ActivationRecorder:
         self._shared.clear()
 
 
-def inputs_of(module: nn.Module, sites: Sequence[str], images: Tensor) -> dict[str, Tensor]:
-    """Return what the modules at `sites` are given in a forward pass of `images`, by site."""
-    with ActivationRecorder(module, sites) as recorder:
-        module(images)
-    return {site: activation.tensor for site, activation in recorder.activations().items()}
-
-
 class GroupedActivation:
     """One site's input for G image batches in one tensor [G·B, C, H, W], with reductions by group.
+
+    An image batch may be in `parts` equal parts, such as its classes, with reductions of their own.
 
     All reductions asked for are computed together, in one pass over the activation each way. `plan` remembers
     what was asked for between forward passes, so that only the first pass computes one by one. fused: by an
@@ -135,12 +137,13 @@ class GroupedActivation:
         self,
         tensor: Tensor,
         groups: int,
-        plan: dict[Reduction, None] | None = None,
+        plan: dict[Wanted, None] | None = None,
         fused: bool = True,
         centre: Tensor | None = None,
         keep: bool = True,
+        parts: int = 1,
     ) -> None:
-        self.groups = groups
+        self.groups, self.parts = groups, parts
         self.shape, self.dtype = tensor.shape, tensor.dtype
         self.recompute: Callable[[], Tensor] | None = None
         self.looked_at = False
@@ -148,7 +151,7 @@ class GroupedActivation:
         self._version = tensor._version
         self._plan = {} if plan is None else plan
         self._fused, self._centre = fused, centre
-        self._moments: dict[Reduction, list[Moments]] = {}
+        self._moments: dict[Wanted, list[Moments]] = {}
         self.maps: Tensor | None = None
 
     @property
@@ -178,16 +181,21 @@ class GroupedActivation:
         """Return what a matcher sees: batch `index` alone."""
         return Activation(self, index)
 
-    def moments(self, reduction: Reduction, index: int) -> Moments:
-        """Return mean and biased variance of one group by a reduction, in its shape.
+    def part(self, index: int) -> Activation:
+        """Return what a matcher sees of one part alone, counted over the parts of all batches."""
+        return Activation(self, index, is_part=self.parts > 1)
+
+    def moments(self, reduction: Reduction, index: int, is_part: bool = False) -> Moments:
+        """Return mean and biased variance of one group, or of one part, by a reduction, in its shape.
 
         float32; float64 if the activation is.
         """
-        if reduction not in self._moments:
-            self._plan[reduction] = None
+        wanted = (reduction, is_part)
+        if wanted not in self._moments:
+            self._plan[wanted] = None
             self.reduce()
             finalize([self])
-        return self._moments[reduction][index]
+        return self._moments[wanted][index]
 
     def reduce(self) -> None:
         """Pass over the activation; what the plan asks for is then to be made by `finalize`."""
@@ -195,24 +203,29 @@ class GroupedActivation:
             return
         tensor = self._tensor()
         assert tensor is not None, "reduced while the model holds it"
+        number = self.groups * self.parts
         if self._fused:
             reduce = BatchMoments.apply if torch.is_grad_enabled() else mean_and_variance
-            self.maps = reduce(tensor, self.groups)
+            self.maps = reduce(tensor, number)
         else:
-            batch = tensor.unflatten(0, (self.groups, -1))
-            for reduction, (mean, var) in compilable_moments(batch, self.pending(), self._centre).items():
-                self.set_moments(reduction, list(zip(mean.unbind(0), var.unbind(0), strict=True)))
+            pending = self.pending()
+            reductions = list(dict.fromkeys(reduction for reduction, _ in pending))
+            made = compilable_moments(tensor.unflatten(0, (number, -1)), reductions, self._centre)
+            for reduction, is_part in pending:
+                moments = made[reduction] if is_part else merge_moments(made[reduction], self.parts)
+                mean, var = moments
+                self.set_moments((reduction, is_part), list(zip(mean.unbind(0), var.unbind(0), strict=True)))
 
-    def pending(self) -> list[Reduction]:
-        """Return the reductions that the plan asks for and that are not there yet."""
-        return [reduction for reduction in self._plan if reduction not in self._moments]
+    def pending(self) -> list[Wanted]:
+        """Return the reductions, of groups or of parts, that the plan asks for and that are not there yet."""
+        return [wanted for wanted in self._plan if wanted not in self._moments]
 
-    def set_moments(self, reduction: Reduction, by_group: list[Moments]) -> None:
-        """Take each group's moments by one reduction, flat or in shape."""
-        shape = self.shape_of(reduction)
+    def set_moments(self, wanted: Wanted, each: list[Moments]) -> None:
+        """Take the moments of each group, or of each part, by one reduction, flat or in shape."""
+        shape = self.shape_of(wanted[0])
         if len(shape) > 1:
-            by_group = [(mean.view(shape), variance.view(shape)) for mean, variance in by_group]
-        self._moments[reduction] = by_group
+            each = [(mean.view(shape), variance.view(shape)) for mean, variance in each]
+        self._moments[wanted] = each
 
     def shape_of(self, reduction: Reduction) -> list[int]:
         """Return the shape of the mean, and of the variance, by a reduction."""
@@ -220,21 +233,22 @@ class GroupedActivation:
 
 
 class Activation:
-    """One image batch at one site; see `gvbsm_registry.Activation`."""
+    """One image batch at one site, or a part of one; see `gvbsm_registry.Activation`."""
 
-    def __init__(self, whole: GroupedActivation, index: int) -> None:
-        self._whole, self._index = whole, index
+    def __init__(self, whole: GroupedActivation, index: int, is_part: bool = False) -> None:
+        self._whole, self._index, self._is_part = whole, index, is_part
 
     @property
     def tensor(self) -> Tensor:
         whole = self._whole
-        return whole.tensor if whole.groups == 1 else whole.tensor.chunk(whole.groups)[self._index]
+        number = whole.groups * whole.parts if self._is_part else whole.groups
+        return whole.tensor if number == 1 else whole.tensor.chunk(number)[self._index]
 
     def channel_moments(self) -> Moments:
-        return self._whole.moments(ByChannel(), self._index)
+        return self._whole.moments(ByChannel(), self._index, self._is_part)
 
     def patch_moments(self, patch_size: int) -> Moments:
-        return self._whole.moments(ByPatch(patch_size), self._index)
+        return self._whole.moments(ByPatch(patch_size), self._index, self._is_part)
 
 
 def finalize(activations: Sequence[GroupedActivation]) -> None:
@@ -249,17 +263,20 @@ def finalize(activations: Sequence[GroupedActivation]) -> None:
         return
     pooled: list[Tensor] = []
     places: list[tuple[GroupedActivation, Reduction]] = []
-    groups = activations[0].groups
+    number, parts = activations[0].groups * activations[0].parts, activations[0].parts
     for (batch, *_), alike in waiting.items():
-        reductions = list(dict.fromkeys(reduction for one in alike for reduction in one.pending()))
-        pooled += PooledMoments.apply(reductions, batch // groups, *(one.maps for one in alike))
+        reductions = list(dict.fromkeys(reduction for one in alike for reduction, _ in one.pending()))
+        pooled += PooledMoments.apply(reductions, batch // number, *(one.maps for one in alike))
         places += [(activation, reduction) for reduction in reductions for activation in alike]
     sizes = [math.prod(activation.shape_of(reduction)) for activation, reduction in places]
-    means, variances = central_moments(torch.cat(pooled, 1).unflatten(0, (2, -1)))
     dtype = torch.promote_types(activations[0].dtype, torch.float32)
-    by_group = [
-        list(zip(mean.split(sizes), variance.split(sizes), strict=True))
-        for mean, variance in zip(means.to(dtype).unbind(0), variances.to(dtype).unbind(0), strict=True)
-    ]
-    for (activation, reduction), *pairs in zip(places, *by_group, strict=True):
-        activation.set_moments(reduction, pairs)
+    moments = central_moments(torch.cat(pooled, 1).unflatten(0, (2, -1)))
+    asked = {is_part for activation in activations for _, is_part in activation.pending()}
+    for is_part in asked:
+        means, variances = moments if is_part else merge_moments(moments, parts)
+        each = [
+            list(zip(mean.split(sizes), variance.split(sizes), strict=True))
+            for mean, variance in zip(means.to(dtype).unbind(0), variances.to(dtype).unbind(0), strict=True)
+        ]
+        for (activation, reduction), *pairs in zip(places, *each, strict=True):
+            activation.set_moments((reduction, is_part), pairs)

@@ -8,24 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from gvbsm.matching.activations import ActivationRecorder, GroupedActivation
-from gvbsm.matching.terms import measured_sites, target_name
+from gvbsm.matching.terms import measured_sites, sites_of, target_name
 from gvbsm_registry import Matcher
 
 
 class StatisticsCollector:
     """Takes the statistics of `matchers` at all sites of `module` that do not know them, by target name.
 
+    by_class: those of one class, which no module knows, so that it takes them at all sites.
+
     Moments are made for all sites together after the forward pass, of what was reduced in it: no activation
     is kept alive, so that measuring takes no more memory than inference. Statistics of matchers that look at
     the activation itself are taken in the pass; so are all in the first, which tells who looks.
     """
 
-    def __init__(self, module: nn.Module, matchers: Sequence[Matcher]) -> None:
+    def __init__(self, module: nn.Module, matchers: Sequence[Matcher], by_class: bool = False) -> None:
         self.module = module
         self._matchers: dict[str, list[tuple[Matcher, str]]] = {}
         for matcher in matchers:
-            for site in measured_sites(matcher, module):
-                self._matchers.setdefault(site, []).append((matcher, target_name(matcher, site, "")))
+            for site in (sites_of if by_class else measured_sites)(matcher, module):
+                prefix = target_name(matcher, site, "", by_class)
+                self._matchers.setdefault(site, []).append((matcher, prefix))
         self._recorder = ActivationRecorder(module, self._matchers, visit=self._visit)
         self._looking: dict[str, bool] = {}
         self._images = torch.empty(0)

@@ -153,6 +153,18 @@ def central_moments(raw: Tensor) -> Moments:
     return mean, torch.addcmul(square, mean, mean, value=-1).clamp(min=0)
 
 
+def merge_moments(moments: Moments, parts: int) -> Moments:
+    """Return mean and biased variance of each run of `parts` equally large parts, [N·parts, ...] → [N, ...].
+
+    The mean of the means; the mean of the variances plus the variance of the means, which loses no precision.
+    """
+    if parts == 1:
+        return moments
+    means, variances = (moment.unflatten(0, (-1, parts)) for moment in moments)
+    mean = means.mean(1)
+    return mean, variances.mean(1) + (means - mean.unsqueeze(1)).square().mean(1)
+
+
 def pool(raw: Tensor, reduction: Reduction, counts: Sequence[int]) -> Tensor:
     """Average raw moments [N, ΣC, *space] of several sites, which have `counts` channels.
 

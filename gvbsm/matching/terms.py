@@ -10,13 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from gvbsm.matching.activations import GroupedActivation
+from gvbsm.matching.classes import classes_of_batches
+from gvbsm.matching.statistic import Statistic
 from gvbsm_registry import Component, GvbsmError, Matcher
 from gvbsm_registry.artifacts import digest
 
+BY_CLASS = "by_class/"
+"""What the names of targets begin with that each class has its own of."""
 
-def target_name(matcher: Matcher, site: str, statistic: str) -> str:
-    """The name under which a measured target is stored: the matcher's measuring options, site, statistic."""
-    return f"{digest(matcher.measured_by())[:12]}/{site}/{statistic}"
+
+def target_name(matcher: Matcher, site: str, statistic: str, by_class: bool = False) -> str:
+    """The name under which a measured target is stored: the matcher's measuring options, site, statistic.
+
+    by_class: it is of every class by itself, [K, *the statistic's shape].
+    """
+    name = f"{digest(matcher.measured_by())[:12]}/{site}/{statistic}"
+    return BY_CLASS + name if by_class else name
 
 
 def sites_of(matcher: Matcher, model: nn.Module) -> list[str]:
@@ -37,7 +46,7 @@ def sites_of(matcher: Matcher, model: nn.Module) -> list[str]:
 def measured_sites(matcher: Matcher, model: nn.Module) -> list[str]:
     """Return the sites of a matcher whose modules do not know their targets, so that they are measured.
 
-    Raises GvbsmError as `sites_of` does.
+    Of the data set's targets: those of its classes no module knows. Raises GvbsmError as `sites_of` does.
     """
     modules = dict(model.named_modules())
     return [site for site in sites_of(matcher, model) if matcher.targets(modules[site]) is None]
@@ -52,54 +61,12 @@ def term_names(components: Sequence[Component]) -> list[str]:
     ]
 
 
-class Statistic:
-    """One named statistic of one matcher at all its S sites, laid out flat: D numbers a batch.
-
-    Keeps the running averages of Eq. 6, [G, D], for G image batches side by side.
-    """
-
-    def __init__(self, targets: Sequence[Tensor], groups: int, start: Literal["first", "zero"]) -> None:
-        self.targets = torch.cat([target.reshape(-1) for target in targets])
-        counts = [target.numel() for target in targets]
-        self.bounds = [(sum(counts[:site]), sum(counts[: site + 1])) for site in range(len(counts))]
-        sizes = torch.tensor(counts, device=self.targets.device)
-        self.sites = len(targets)
-        self.site = torch.repeat_interleave(torch.arange(self.sites, device=sizes.device), sizes)
-        self.average = self.targets.new_zeros(groups, len(self.targets))
-        self.seen = torch.full((groups, self.sites), start == "zero", device=sizes.device)
-
-    def joined(self, name: str, by_group: Sequence[Sequence[Mapping[str, Tensor] | None]]) -> Tensor:
-        """Return this statistic of all groups and sites, [G, D]; the running average where there is none."""
-        return torch.stack(
-            [
-                torch.cat(
-                    [
-                        self.average[index, start:end] if statistics is None else statistics[name].flatten()
-                        for statistics, (start, end) in zip(at_sites, self.bounds, strict=True)
-                    ]
-                )
-                for index, at_sites in enumerate(by_group)
-            ]
-        )
-
-    def update_and_distance(self, current: Tensor, keep: Tensor, momentum: float) -> Tensor:
-        """Advance the averages; return ‖μ_l − t − stop_grad(μ_l − μ_total)‖₂, [G, S] (one sum of Eq. 14).
-
-        current: [G, D], the batches' statistics. keep: bool [G, S], the sites that are not dropped; the
-        others' running averages stay as they are.
-        """
-        now = current.detach()
-        blended = momentum * self.average + (1 - momentum) * now
-        blended = torch.where(self.seen[:, self.site], blended, now)
-        self.average = torch.where(keep[:, self.site], blended, self.average)
-        self.seen = self.seen | keep
-        form = current - self.targets - (now - self.average)
-        squares = form.new_zeros(len(form), self.sites).index_add(1, self.site, form.square())
-        return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
-
-
 class MatcherTerm:
-    """One matcher's term in the loss, with its S sites' targets and running averages."""
+    """One matcher's term in the loss, with its S sites' targets and running averages.
+
+    classes: int64 [G], for the part of a term that is matched by class: its G groups are the classes of the
+    image batches, one after another, and their targets those of these classes. share: of the term's weight.
+    """
 
     def __init__(
         self,
@@ -109,38 +76,45 @@ class MatcherTerm:
         measured: Mapping[str, Tensor],
         groups: int,
         start: Literal["first", "zero"],
+        classes: Tensor | None = None,
+        share: float = 1.0,
     ) -> None:
-        self.name, self.matcher = name, matcher
+        self.name, self.matcher, self.groups = name, matcher, groups
+        self.by_class, self.weight = classes is not None, matcher.weight * share
         modules = dict(model.named_modules())
         parameter = next(model.parameters(), torch.empty(0))
-        targets = {s: _targets(matcher, s, modules[s], measured) for s in sites_of(matcher, model)}
+        if classes is None:
+            targets = {s: _targets(matcher, s, modules[s], measured) for s in sites_of(matcher, model)}
+        else:
+            targets = {s: _class_targets(matcher, s, measured, classes) for s in sites_of(matcher, model)}
         self.sites = list(targets)
-        self._shapes = {site: _shapes(tensors) for site, tensors in targets.items()}
+        self._shapes = {site: _shapes(tensors, self.by_class) for site, tensors in targets.items()}
         first = targets[self.sites[0]]
         for site, shapes in self._shapes.items():
             if shapes.keys() != first.keys():
-                raise self._misfit(site, f"those of site {self.sites[0]!r}", _shapes(first))
-        self.statistics = {
-            name: Statistic([tensors[name].to(parameter) for tensors in targets.values()], groups, start)
+                raise self._misfit(site, f"those of site {self.sites[0]!r}", _shapes(first, self.by_class))
+        shape = (groups, -1) if self.by_class else (-1,)
+        flat = {
+            name: [tensors[name].to(parameter).reshape(shape) for tensors in targets.values()]
             for name in first
         }
+        self.statistics = {name: Statistic(at_sites, groups, start) for name, at_sites in flat.items()}
         weights = [matcher.first_site_weight] + [1.0] * (len(targets) - 1)
         self.site_weights = torch.tensor(weights, device=parameter.device)
 
-    def statistics_of(
-        self, activations: Mapping[str, GroupedActivation], groups: int, skipped: Set[str]
-    ) -> list[Tensor]:
-        """Return each statistic of the image batches, flat over the sites: [G, D]; see `Matching`.
+    def statistics_of(self, activations: Mapping[str, GroupedActivation], skipped: Set[str]) -> list[Tensor]:
+        """Return each statistic of the image batches, or of their classes, flat over the sites: [G, D].
 
         Raises GvbsmError if a site's targets have other names or shapes.
         """
-        by_group: list[list[Mapping[str, Tensor] | None]] = [[] for _ in range(groups)]
+        by_group: list[list[Mapping[str, Tensor] | None]] = [[] for _ in range(self.groups)]
         for site in self.sites:
             for index, at_sites in enumerate(by_group):
                 if site in skipped:
                     at_sites.append(None)
                     continue
-                statistics = self.matcher.statistics(activations[site].group(index))
+                seen = activations[site]
+                statistics = self.matcher.statistics(seen.part(index) if self.by_class else seen.group(index))
                 if _shapes(statistics) != self._shapes[site]:
                     raise self._misfit(site, "its statistics", _shapes(statistics))
                 at_sites.append(statistics)
@@ -155,7 +129,7 @@ class MatcherTerm:
             statistic.update_and_distance(current, keep, self.matcher.momentum)
             for statistic, current in zip(self.statistics.values(), statistics, strict=True)
         ]
-        return self.matcher.weight * (torch.stack(distances).sum(0) * (self.site_weights * keep)).sum()
+        return self.weight * (torch.stack(distances).sum(0) * (self.site_weights * keep)).sum()
 
     def _misfit(self, site: str, other: str, shapes: Mapping[str, Sequence[int]]) -> GvbsmError:
         return GvbsmError(
@@ -168,7 +142,9 @@ class MatcherTerm:
 class Matching:
     """The matching terms of one backbone: L'_BN, L'_Conv and whatever else the matchers are.
 
-    A matcher that has no site in the backbone has no term; without any site there is none at all.
+    A matcher that has no site in the backbone has no term; without any site there is none at all. One that
+    matches by class has two: (1 − β) of it is of whole image batches, β of it the mean over the classes in a
+    batch. labels: of the images, int64 [G·B], which say what classes those are; only needed then.
     """
 
     def __init__(
@@ -178,13 +154,27 @@ class Matching:
         measured: Mapping[str, Tensor],
         groups: int = 1,
         start: Literal["first", "zero"] = "zero",
+        *,
+        labels: Tensor | None = None,
     ) -> None:
-        self.groups = groups
-        self.terms = [
-            MatcherTerm(name, matcher, model, measured, groups, start)
+        self.groups, self.parts = groups, 1
+        named = {
+            name: matcher
             for name, matcher in zip(term_names(matchers), matchers, strict=True)
             if sites_of(matcher, model)
-        ]
+        }
+        if any(matcher.by_class for matcher in named.values()):
+            classes = classes_of_batches(labels, groups)
+            self.parts = classes.shape[1]
+        self.terms = []
+        for name, matcher in named.items():
+            share = matcher.by_class
+            if share < 1:
+                self.terms.append(MatcherTerm(name, matcher, model, measured, groups, start, None, 1 - share))
+            if share > 0:
+                each = classes.flatten()
+                term = MatcherTerm(name, matcher, model, measured, len(each), start, each, share / self.parts)
+                self.terms.append(term)
         self.sites = list(dict.fromkeys(site for term in self.terms for site in term.sites))
         self.device = next(model.parameters(), torch.empty(0)).device
         number = {site: index for index, site in enumerate(self.sites)}
@@ -202,15 +192,16 @@ class Matching:
     ) -> list[Tensor]:
         """Return each matcher's statistics of the image batches, flat over its sites: [G, D] each.
 
-        In the order of terms, then of their statistics; `step_losses` takes them. At `skipped` sites nothing
-        is computed: the running averages stand in, which the loss then leaves out. Raises GvbsmError if
-        targets do not fit the statistics.
+        Of their classes, one batch's after another's, where these are matched. In the order of terms, then of
+        their statistics; `step_losses` takes them. At `skipped` sites nothing is computed: the running
+        averages stand in, which the loss then leaves out. Raises GvbsmError if targets do not fit the
+        statistics.
         """
         leave = skipped or [set()] * len(self.terms)
         return [
             statistic
             for term, sites in zip(self.terms, leave, strict=True)
-            for statistic in term.statistics_of(activations, self.groups, sites)
+            for statistic in term.statistics_of(activations, sites)
         ]
 
     def step_losses(self, statistics: Sequence[Tensor], uniforms: Tensor) -> dict[str, Tensor]:
@@ -220,28 +211,14 @@ class Matching:
         where its `drop_rate` exceeds it, so that matchers with equal β_dr skip the same sites.
         """
         current = iter(statistics)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for term, positions in zip(self.terms, self._positions, strict=True):
             keep = uniforms[:, positions] >= term.matcher.drop_rate
-            losses[term.name] = term.step_loss(islice(current, len(term.statistics)), keep)
+            if term.by_class:
+                keep = keep.repeat_interleave(self.parts, 0)
+            loss = term.step_loss(islice(current, len(term.statistics)), keep)
+            losses[term.name] = losses[term.name] + loss if term.name in losses else loss
         return losses
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the running averages, and which of them have begun, by term and statistic."""
-        return {
-            f"{part}/{term.name}/{name}": tensor
-            for term in self.terms
-            for name, statistic in term.statistics.items()
-            for part, tensor in (("average", statistic.average), ("seen", statistic.seen))
-        }
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` returned, if anything."""
-        for term in self.terms:
-            for name, statistic in term.statistics.items():
-                if f"average/{term.name}/{name}" in state:
-                    statistic.average = state[f"average/{term.name}/{name}"].to(self.device)
-                    statistic.seen = state[f"seen/{term.name}/{name}"].to(self.device)
 
 
 def _targets(
@@ -259,8 +236,33 @@ def _targets(
     return stored
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
+def _class_targets(
+    matcher: Matcher, site: str, measured: Mapping[str, Tensor], classes: Tensor
+) -> dict[str, Tensor]:
+    """Return the targets at a site for each of `classes`, [G, *shape] by statistic."""
+    prefix = target_name(matcher, site, "", by_class=True)
+    stored = {name.removeprefix(prefix): t for name, t in measured.items() if name.startswith(prefix)}
+    if not stored:
+        raise GvbsmError(
+            f"matcher {matcher.full_name!r} has no targets measured by class for site {site!r}; run the "
+            "measure stage"
+        )
+    targets = {}
+    for name, tensor in stored.items():
+        targets[name] = tensor[classes.to(tensor.device)]
+        lacking = classes[~targets[name].reshape(len(classes), -1).isfinite().all(1).to(classes.device)]
+        if len(lacking):
+            raise GvbsmError(
+                f"matcher {matcher.full_name!r} has no finite targets for class {int(lacking[0])} at site "
+                f"{site!r}: the class has no training image, or the statistic is not finite there; leave the "
+                "class out, or set by_class = 0"
+            )
+    return targets
+
+
+def _shapes(tensors: Mapping[str, Tensor], by_class: bool = False) -> dict[str, torch.Size]:
+    """Return the shapes of statistics; of targets that each class has its own of, without the first axis."""
+    return {name: tensor.shape[1:] if by_class else tensor.shape for name, tensor in tensors.items()}
 
 
 def _described(shapes: Mapping[str, Sequence[int]]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gvbsm.distilled.labels import LAYOUT
-from gvbsm.matching.terms import measured_sites
+from gvbsm.matching.terms import measured_sites, sites_of
 from gvbsm.recipe.fields import identities
 from gvbsm.recipe.schema import Recipe
 from gvbsm.results.records import labels_of, student_names
@@ -90,29 +90,35 @@ class Plan:
         section = self.recipe.measure
         planned = []
         for backbone, unit in zip(self.recipe.backbones, self.backbones, strict=True):
-            matchers = self._to_measure(backbone) if self.recipe.synthesis.iterations else []
-            if not matchers:
+            mixed, by_class = self._to_measure(backbone) if self.recipe.synthesis.iterations else ([], [])
+            if not mixed and not by_class:
                 continue
-            options = {
+            matchers = [m for m in self.recipe.synthesis.matchers if m in mixed or m in by_class]
+            options: dict[str, Any] = {
                 "measure": section.options("shards"),
-                "matchers": sorted((matcher.measured_by() for matcher in matchers), key=str),
+                "matchers": sorted((matcher.measured_by() for matcher in mixed), key=str),
                 "data": self.data.key,
                 "seed": self.recipe.seed,
                 "components": identities(self.registry, section, matchers),
             }
+            if by_class:
+                options["by_class"] = sorted((matcher.measured_by() for matcher in by_class), key=str)
             inputs = {"backbone": unit}
             whole = Unit("measure", unit.name, "statistics", measure.measure_backbone, options, inputs)
             folder = self.store / "statistics"
             planned.append(measure.split_into_shards(whole.stored_in(folder), section.shards, folder))
         return planned
 
-    def _to_measure(self, backbone: Backbone) -> list[Matcher]:
+    def _to_measure(self, backbone: Backbone) -> tuple[list[Matcher], list[Matcher]]:
+        """Return the matchers whose targets are measured: those of the data set, and those of its classes."""
         train = self.data.train
         with torch.random.fork_rng(devices=[]):
             model = backbone.model_copy(update={"weights": None}).build(
                 len(self.data.classes), train.image_size, train.channels
             )
-        return [matcher for matcher in self.recipe.synthesis.all_matchers if measured_sites(matcher, model)]
+        matchers = self.recipe.synthesis.matchers
+        mixed = [matcher for matcher in matchers if matcher.by_class < 1 and measured_sites(matcher, model)]
+        return mixed, [matcher for matcher in matchers if matcher.by_class and sites_of(matcher, model)]
 
     @property
     def shards(self) -> list[Unit]:
@@ -159,7 +165,7 @@ class Plan:
                 synthesize.optimise,
                 {**common, "batch": number, "labels": labels, "ranks": ranks},
                 inputs,
-                how={name: getattr(section, name) for name in ("log_every", "checkpoint_minutes")},
+                how={"log_every": section.log_every},
                 together=synthesize.optimise_together,
             ).stored_in(self.out / "units" / "synthesis")
             for number, (labels, ranks) in enumerate(

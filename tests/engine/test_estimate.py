@@ -75,6 +75,18 @@ def test_steps_are_those_that_the_recipe_asks_for(make_run: MakeRun) -> None:
         assert cost["seconds"] == pytest.approx(cost["seconds_per_step"] * cost["steps"])
 
 
+@pytest.mark.parametrize(("share", "passes"), [(0.5, 2), (1.0, 1)])
+def test_measuring_by_class_is_a_pass_of_its_own(make_run: MakeRun, share: float, passes: int) -> None:
+    matchers = [{"use": name, "by_class": share} for name in ("bn", "conv_channel")]
+    run = make_run(("synthesis.matchers", matchers), ("data.names", list("abcdefgh")), ("data.per_class", 9))
+    found = _estimated(run)
+    cost = found["stages"][1]
+    batch, of_classes = run.recipe.measure.batch, 8  # 9 images of each of 8 classes, in batches of 10
+    assert cost["steps"] == 2 * (of_classes + (passes - 1) * -(-72 // batch))
+    assert cost["seconds"] > 0
+    assert found["bytes"]["statistics"] == sum(_tensor_bytes(unit.path) for unit in run.statistics())
+
+
 def test_nothing_is_left_behind(make_run: MakeRun) -> None:
     run = make_run(out="untouched")
     _estimated(run)

@@ -70,7 +70,8 @@ def named(wanted: list[Matcher], targets: dict[str, Any]) -> dict[str, Tensor]:
 def engine_terms(
     model, matching: Matching, images: Tensor, uniforms: Tensor, fused: bool = True
 ) -> dict[str, Tensor]:
-    with ActivationRecorder(model, matching.sites, matching.groups, fused) as recorder:
+    groups, parts = matching.groups, matching.parts
+    with ActivationRecorder(model, matching.sites, groups, fused, parts=parts) as recorder:
         model(images)
     return matching.step_losses(matching.statistics_of(recorder.activations()), uniforms)
 

@@ -14,8 +14,7 @@ from gvbsm_registry.kinds.component import Component
 from gvbsm_registry.kinds.images import Augmentation, Dataset, Initializer
 from gvbsm_registry.kinds.networks import Backbone, Ensembler, Member
 from gvbsm_registry.kinds.running import Codec, Executor, Exporter, Task
-from gvbsm_registry.kinds.synthesis import Callback, Parameterization, Population
-from gvbsm_registry.kinds.terms import Activation, Matcher, Objective, Regularizer, Term
+from gvbsm_registry.kinds.terms import Activation, Matcher, Objective, Regularizer
 from gvbsm_registry.kinds.training import Optimizer, Schedule
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "Activation",
     "Augmentation",
     "Backbone",
-    "Callback",
     "Codec",
     "Component",
     "Dataset",
@@ -36,12 +34,9 @@ __all__ = [
     "Member",
     "Objective",
     "Optimizer",
-    "Parameterization",
-    "Population",
     "Regularizer",
     "Schedule",
     "Task",
-    "Term",
 ]
 
 CONTRACT_VERSION = "2.0"
@@ -49,12 +44,8 @@ CONTRACT_VERSION = "2.0"
 KINDS: tuple[type[Component], ...] = (
     Dataset,
     Backbone,
-    Population,
     Matcher,
     Regularizer,
-    Term,
-    Parameterization,
-    Callback,
     Initializer,
     Augmentation,
     Schedule,
