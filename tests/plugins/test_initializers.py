@@ -3,10 +3,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
+from torchvision.transforms.functional import resized_crop
 
-from gvbsm_plugins.initializers import Forgetting, Herding, KCenter, Noise, RealImages
-from gvbsm_registry import GvbsmError, TensorSplit
+from gvbsm_plugins.augmentations import ResizedCrop
+from gvbsm_plugins.initializers import Forgetting, Herding, KCenter, Mosaic, Noise, RealImages
+from gvbsm_plugins.initializers.coresets import seed_of
+from gvbsm_registry import CommitteeMember, GvbsmError, TensorSplit
+
+
+class Linear(nn.Module):
+    """Logits by a fixed matrix [classes, pixels]."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, images):
+        return images.flatten(1) @ self.weight.T
 
 
 class Given:
@@ -26,6 +41,10 @@ class Given:
         self.prepared: dict[str, torch.Tensor] = {}
         self.trained = 0
         self.model: nn.Module | None = None
+        weights = torch.randn(2, 4, 25, generator=generator)
+        self.committee = tuple(
+            CommitteeMember(str(number), 0.5, Linear(w)) for number, w in enumerate(weights)
+        )
 
     def features(self, indices):
         self.asked.append(indices)
@@ -229,3 +248,84 @@ def test_forgetting_finds_wrongly_labelled_images():
     source.train = TensorSplit(images.to(torch.uint8), labels, ("ant", "bee", "cat", "dog"))
     taken = positions(Forgetting(epochs=10, learning_rate=0.05, batch=20), source, 1, 3)
     assert sorted(taken) == wrong.tolist()
+
+
+def crop(image: torch.Tensor, box: list[int], size: int) -> torch.Tensor:
+    """A box of an image [C, S, S], resized by torchvision."""
+    return resized_crop(image, *box, [size, size], antialias=True)
+
+
+def best_crops(initializer: Mosaic, source: Given, label: int) -> list[tuple[float, int, list[int]]]:
+    """RDED's choice for a class in a few lines: (cross-entropy, image, box), the lowest first.
+
+    The boxes that were tried are drawn as the initializer draws them, all else is written again.
+    """
+    members = [index for index, truth in enumerate(source.train.labels.tolist()) if truth == label]
+    order = torch.randperm(
+        len(members), generator=torch.Generator().manual_seed(seed_of(source, "class", label))
+    )
+    pool = [members[place] for place in order.tolist()][: initializer.pool]
+    generator = torch.Generator().manual_seed(seed_of(source, "crops", label))
+    tried = ResizedCrop(scale=initializer.scale, ratio=(1, 1), flip=0)
+    boxes = tried.draw(initializer.crops * len(pool), 5, generator).boxes.int().tolist()
+    chosen = []
+    for place, index in enumerate(pool):
+        image, scored = source.normalize(source.train.images[index]).double(), []
+        for box in boxes[place * initializer.crops : (place + 1) * initializer.crops]:
+            seen = crop(image, box, 5)[None]
+            logits = [member.module.weight.double() @ seen.flatten() for member in source.committee]
+            taken = logits[:1] if initializer.committee == "first" else logits
+            mean = sum(taken) / len(taken)
+            scored.append((float(mean.logsumexp(0) - mean[label]), index, box))
+        chosen.append(min(scored))
+    return sorted(chosen)
+
+
+MOSAICS = [
+    Mosaic(),
+    Mosaic(pool=9, crops=3, scale=(0.3, 1.0), committee="first"),
+    Mosaic(crops=1, scale=(1, 1), factor=2),
+    Mosaic(factor=2, pick="low"),
+    Mosaic(pick="medium"),
+]
+
+
+@pytest.mark.parametrize("initializer", MOSAICS, ids=str)
+def test_mosaics_are_made_of_the_crops_that_rded_chooses(initializer):
+    source = prepared(initializer, Given())
+    for label in (0, 1):
+        ranked = best_crops(initializer, source, label)
+        scores = source.prepared["scores"][label]
+        assert scores[: len(ranked)].tolist() == pytest.approx([score for score, _, _ in ranked], rel=1e-4)
+        middle = (len(ranked) - 1) / 2
+        if initializer.pick == "low":
+            ranked.reverse()
+        if initializer.pick == "medium":
+            ranked = sorted(ranked, key=lambda each: abs(ranked.index(each) - middle))
+        factor = initializer.factor
+        count = len(ranked) // factor**2
+        made = initializer.images(torch.full((count,), label), torch.arange(count), source, torch.Generator())
+        for rank, image in enumerate(made):
+            cells = ranked[rank * factor**2 : (rank + 1) * factor**2]
+            sides = {1: [5], 2: [3, 2]}[factor]
+            starts = {1: [0], 2: [0, 3]}[factor]
+            places = [(row, column) for row in range(factor) for column in range(factor)]
+            for (_, index, box), (row, column) in zip(cells, places, strict=True):
+                real = source.normalize(source.train.images[index])
+                size = [sides[row], sides[column]]
+                expected = resized_crop(real, *box, size, antialias=True)
+                top, left = starts[row], starts[column]
+                part = image[:, top : top + size[0], left : left + size[1]]
+                torch.testing.assert_close(part, expected, rtol=0, atol=1e-5)
+
+
+def test_mosaics_of_few_images_are_refused_and_do_not_depend_on_the_batch():
+    initializer = Mosaic(factor=2)
+    source = prepared(initializer, Given())
+    both = initializer.images(torch.tensor([0, 0]), torch.tensor([0, 2]), source, torch.Generator())
+    last = initializer.images(torch.tensor([0]), torch.tensor([2]), source, torch.Generator())
+    assert torch.equal(both[1:], last)
+    with pytest.raises(GvbsmError, match=r"'bee' has a pool of 7 images, too few for 2 of 2×2 crops"):
+        initializer.images(torch.tensor([1]), torch.tensor([1]), source, torch.Generator())
+    with pytest.raises(ValidationError, match="smaller first"):
+        Mosaic(scale=(0.5, 1.2))

@@ -54,7 +54,7 @@ class RealImages(_Ranked):
     name = "real"
 
     def ranking(self, members: Tensor, count: int, label: int, source: Source) -> Tensor:
-        return _shuffled(len(members), source, label)[:count]
+        return shuffled(len(members), source, label)[:count]
 
 
 class Herding(_Ranked):
@@ -118,8 +118,8 @@ class Forgetting(_Ranked):
 
     def ranking(self, members: Tensor, count: int, label: int, source: Source) -> Tensor:
         events = source.prepared["events"][members]
-        shuffled = _shuffled(len(members), source, label)
-        return shuffled[events[shuffled].argsort(descending=True, stable=True)][:count]
+        order = shuffled(len(members), source, label)
+        return order[events[order].argsort(descending=True, stable=True)][:count]
 
     def prepare(self, source: Source) -> dict[str, Tensor]:
         """Return the forgetting `events` by training image, int64 [N]; `epochs` for those never learnt."""
@@ -128,10 +128,10 @@ class Forgetting(_Ranked):
         truth = source.train.labels.cpu()
         events = torch.zeros_like(truth)
         right, learnt = torch.zeros(2, len(truth), dtype=torch.bool)
-        order = torch.Generator().manual_seed(_seed(source, "forgetting"))
+        order = torch.Generator().manual_seed(seed_of(source, "forgetting"))
         steps = -(-len(truth) // self.batch)
         with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(_seed(source, "forgetting"))
+            torch.manual_seed(seed_of(source, "forgetting"))
             model = source.backbone().train()
             optimizer = torch.optim.SGD(model.parameters(), self.learning_rate, momentum=0.9)
             for _ in range(self.epochs):
@@ -149,12 +149,14 @@ class Forgetting(_Ranked):
         return {"events": events.where(learnt, self.epochs)}
 
 
-def _seed(source: Source, *what: object) -> int:
+def seed_of(source: Source, *what: object) -> int:
+    """Return a seed that depends on the run's and on what it is for."""
     text = "/".join(map(str, (source.seed, *what)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def _shuffled(count: int, source: Source, label: int) -> Tensor:
+def shuffled(count: int, source: Source, label: int) -> Tensor:
+    """Return a permutation of a class's images, int64 [count], by the run's seed and the class."""
     import torch
 
-    return torch.randperm(count, generator=torch.Generator().manual_seed(_seed(source, "class", label)))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(source, "class", label)))
