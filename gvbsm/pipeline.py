@@ -26,7 +26,7 @@ from gvbsm.runtime.units import Unit
 from gvbsm.stages import STAGES
 from gvbsm.stages.image_sets import too_few_images
 from gvbsm.stages.plan import LABELS, Plan
-from gvbsm.stages.pretrain import check_accuracies, load_backbone
+from gvbsm.stages.pretrain import check_accuracies, load_backbone, networks_of
 from gvbsm.stages.synthesize import batches_per_step
 from gvbsm.version import __version__
 from gvbsm_registry import Executor, GvbsmError, Initializer, Registry, discover
@@ -174,7 +174,7 @@ def check(recipe: Recipe, context: Context) -> None:
     if int(counts[smallest]) < recipe.synthesis.ipc:
         raise too_few_images(data.classes[smallest], int(counts[smallest]), recipe.synthesis.ipc)
     with torch.random.fork_rng(devices=[]):
-        for backbone in (*recipe.backbones, *recipe.evaluation.students):
+        for backbone in (*networks_of(recipe), *recipe.evaluation.students):
             context.build(backbone)
 
 
@@ -189,7 +189,7 @@ def run_stages(opened: Run, until: str = "evaluation") -> None:
                 _drop_stale_labels(plan)
             execute(opened.context, stage, wave, opened.executor, opened.storing, at_once)
         if stage == "pretrain":
-            check_accuracies(plan.backbones, data, plan.recipe.pretrain.min_accuracy)
+            check_accuracies(plan.networks, data, plan.recipe.pretrain.min_accuracy)
     if until == "evaluation":
         write_records(plan.out, [unit.read().meta["record"] for unit in plan.students])
 

@@ -98,7 +98,7 @@ class EpochViews:
 
 def draw(
     augmentation: Augmentation,
-    groups: tuple[Tensor, ...],
+    groups: Sequence[Tensor],
     image_size: int,
     cutmix: float,
     alpha: float,

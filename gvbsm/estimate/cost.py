@@ -15,11 +15,12 @@ from torch import Tensor
 
 from gvbsm.distilled.labels import smallest_exact_dtype
 from gvbsm.estimate.memory import Peak
-from gvbsm.estimate.trial import Trial
+from gvbsm.estimate.trial import Trial, fresh
 from gvbsm.recipe.schema import Recipe
 from gvbsm.runtime.data import Data, open_data
 from gvbsm.runtime.units import Unit
 from gvbsm.stages import relabel, synthesize
+from gvbsm.stages.pretrain import is_trained, networks_of, table_of
 from gvbsm.stages.training import TEST_BATCH, top1
 from gvbsm_registry import Backbone, Initializer, Registry
 from gvbsm_registry.artifacts import canonical
@@ -165,8 +166,14 @@ class _Estimate:
 
     def _pretrain(self) -> Cost:
         cost = Cost("pretrain")
-        for backbone, unit in zip(self.trial.recipe.backbones, self.trial.plan.backbones, strict=True):
-            self._training(cost, backbone, unit)
+        tried = zip(networks_of(self.trial.recipe), self.trial.plan.networks, strict=True)
+        units = {canonical(table_of(network)): unit for network, unit in tried}
+        for index, network in enumerate(networks_of(self.recipe)):
+            unit = units[canonical(table_of(fresh(network)))]
+            if is_trained(self.recipe, index, network):
+                self._training(cost, fresh(network), unit)
+            else:
+                self.trial.make([unit])
             cost.bytes += _bytes(unit.read().tensors)
         self.trial.make_untrained()  # a few steps at a high rate may have ruined them
         return cost

@@ -22,7 +22,7 @@ from gvbsm.stages import measure
 from gvbsm.stages.image_sets import set_meta
 from gvbsm.stages.plan import Plan
 from gvbsm.stages.pretrain import untrained
-from gvbsm_registry import Registry
+from gvbsm_registry import Backbone, Registry
 
 
 class TimingReporter(MessageReporter):
@@ -78,8 +78,10 @@ class Trial:
         )
         self.reporter = TimingReporter(device)
         self.context = Context(part, registry, device, self.reporter)
-        fresh = tuple(backbone.model_copy(update={"weights": None}) for backbone in recipe.backbones)
-        self.recipe = recipe.model_copy(update={"backbones": fresh})
+        teachers = tuple(map(fresh, recipe.relabel.teachers))
+        relabel = recipe.relabel.model_copy(update={"teachers": teachers})
+        backbones = tuple(map(fresh, recipe.backbones))
+        self.recipe = recipe.model_copy(update={"backbones": backbones, "relabel": relabel})
         self.pictures = Unit(
             "synthesis",
             "pictures",
@@ -119,7 +121,12 @@ class Trial:
 
     def make_untrained(self) -> None:
         """Make the backbones without training them."""
-        self.make([replace(unit, work=_untrained) for unit in self.plan.backbones])
+        self.make([replace(unit, work=_untrained) for unit in self.plan.networks])
+
+
+def fresh(network: Backbone) -> Backbone:
+    """Return a network without its weights, which a trial has no need of."""
+    return network.model_copy(update={"weights": None})
 
 
 def _untrained(context: Context, unit: Unit) -> Payload:

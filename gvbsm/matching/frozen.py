@@ -38,6 +38,20 @@ def freeze(module: nn.Module) -> nn.Module:
     return module
 
 
+def use_batch_statistics(module: nn.Module) -> nn.Module:
+    """Make a frozen network's BatchNorm go by the statistics of its batch, as in training; return it.
+
+    The running statistics stay as they are; nothing else, such as dropout, is as in training.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            if isinstance(part, FrozenBatchNorm2d):
+                object.__setattr__(part, "__class__", nn.BatchNorm2d)
+            part.training = True  # not train(), which a norm with other parts inside would hand on
+            part.track_running_stats = False
+    return module
+
+
 def _fold(norm: nn.BatchNorm2d) -> None:
     """Turn a BatchNorm into a FrozenBatchNorm2d; hooks and names stay."""
     assert norm.running_mean is not None

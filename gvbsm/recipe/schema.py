@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
@@ -115,12 +115,22 @@ class Synthesis(Section):
 class Relabel(Section):
     """Soft labels: the ensemble's logits on augmented views, stored by epoch (FKD)."""
 
+    teachers: tuple[UseBackbone, ...] = Field(
+        (),
+        description="networks that label, pretrained as in [pretrain], or as they are if they have weights; "
+        "one that equals a backbone is that one; none: the backbones",
+    )
+    batch_norm: Literal["running", "batch"] = Field(
+        "running",
+        description="statistics of the teachers' BatchNorm: running ones, or those of each labelled batch",
+    )
     epochs: int = Field(300, ge=1, description="epochs of views")
     batch: int = Field(100, ge=1, description="views labelled, and mixed with each other, together")
     augmentation: UseAugmentation = named("resized_crop")
     cutmix: float = Field(1.0, ge=0, le=1, description="chance that a batch is CutMixed")
     cutmix_alpha: float = Field(1.0, gt=0, description="CutMix's area is drawn from Beta(α, α)")
     ensembler: UseEnsembler = named("mean")
+    temperature: float = Field(1.0, gt=0, description="what the ensemble's logits are divided by")
     codec: UseCodec = named("fp16")
     keep_fraction: float = Field(
         1.0,
@@ -129,6 +139,12 @@ class Relabel(Section):
         description="share of the epochs that are labelled; students see these in turn",
     )
     epochs_per_file: int = Field(50, ge=1, json_schema_extra=NO_RESULT, description="epochs per file")
+
+    @model_validator(mode="after")
+    def _batches_have_statistics(self) -> Relabel:
+        if self.batch_norm == "batch" and self.batch < 2:
+            raise PydanticCustomError("gvbsm", 'batch_norm = "batch" needs a batch of 2 or more')
+        return self
 
 
 class Evaluation(Section):

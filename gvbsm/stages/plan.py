@@ -48,7 +48,7 @@ class Plan:
         """Return the units of a stage in waves, each of which needs those before."""
         match stage:
             case "pretrain":
-                waves = [self.backbones]
+                waves = [self.networks]
             case "measure":
                 waves = [self.shards, self.statistics]
             case "synthesis":
@@ -61,28 +61,22 @@ class Plan:
                 raise ValueError(f"{stage!r} is not one of the stages {', '.join(STAGES)}")
         return [wave for wave in waves if wave]
 
-    @cached_property
+    @property
     def backbones(self) -> list[Unit]:
         """One unit for each backbone of the recipe."""
-        recipe = self.recipe
-        names = [backbone.full_name for backbone in recipe.backbones]
-        planned = []
-        for index, backbone in enumerate(recipe.backbones):
-            copy = names[:index].count(names[index])  # copies of one name are trained anew
-            table = backbone.to_recipe()
-            table.pop("match_weight")
-            options = {
-                "backbone": table,
-                "copy": copy,
-                "pretrain": recipe.pretrain.options(),
-                "data": self.data.key,
-                "seed": recipe.seed,
-                "components": identities(self.registry, backbone, recipe.pretrain),
-            }
-            name = names[index] if copy == 0 else f"{names[index]}-{copy + 1}"
-            unit = Unit("pretrain", name, "backbone", pretrain.train_backbone, options, data_parallel=True)
-            planned.append(unit.stored_in(self.store / "backbones"))
-        return planned
+        return self.networks[: len(self.recipe.backbones)]
+
+    @property
+    def teachers(self) -> list[Unit]:
+        """One unit for each network that labels."""
+        own = [self.networks[place] for place in pretrain.teachers_of(self.recipe)]
+        return own or self.backbones
+
+    @cached_property
+    def networks(self) -> list[Unit]:
+        """One unit for each network that is pretrained: the backbones, then the teachers that equal none."""
+        planned = pretrain.plan_networks(self.recipe, self.registry, self.data.key)
+        return [unit.stored_in(self.store / "backbones") for unit in planned]
 
     @cached_property
     def statistics(self) -> list[Unit]:
@@ -234,15 +228,14 @@ class Plan:
     def _block(self, name: str, images: Unit, first: int, count: int) -> Unit:
         section = self.recipe.relabel
         options = {
-            "relabel": section.options(
-                "epochs", "keep_fraction"
-            ),  # a longer run keeps a shorter one's blocks
+            # a longer run keeps a shorter one's blocks
+            "relabel": section.options("epochs", "keep_fraction", "teachers"),
             "layout": LAYOUT,
             "set": name,
             "first_epoch": first,
             "epochs": count,
             "seed": self.recipe.seed,
-            "components": identities(self.registry, section),
+            "components": identities(self.registry, section.model_copy(update={"teachers": ()})),
         }
         return Unit(
             "relabel",
@@ -250,7 +243,7 @@ class Plan:
             "labels",
             relabel.label_block,
             options,
-            {"images": images, "backbones": tuple(self.backbones)},
+            {"images": images, "teachers": tuple(self.teachers)},
             images.path.with_name(LABELS.format(first)),
         )
 

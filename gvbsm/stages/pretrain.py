@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gvbsm.matching.frozen import freeze
-from gvbsm.recipe.schema import Pretrain
+from gvbsm.recipe.fields import identities
+from gvbsm.recipe.schema import Pretrain, Recipe
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import Data
 from gvbsm.runtime.seeds import seed_of
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.training import fit_real, top1
-from gvbsm_registry import Backbone, GvbsmError, Member
+from gvbsm_registry import Backbone, GvbsmError, Member, Registry
 from gvbsm_registry.artifacts import peek
 
 if TYPE_CHECKING:
@@ -49,6 +50,62 @@ def train_backbone(context: Context, unit: Unit) -> Payload:
         "summary": {"top1": reached},
     }
     return dict(module.state_dict()), meta
+
+
+def table_of(network: Backbone) -> dict[str, Any]:
+    """Return the recipe table of a network as it is pretrained."""
+    table = network.to_recipe()
+    table.pop("match_weight")
+    return table
+
+
+def teachers_of(recipe: Recipe) -> list[int]:
+    """Return the places in `networks_of` of [relabel]'s own teachers.
+
+    A teacher that equals a backbone is that one, and no other teacher is.
+    """
+    free = {index: table_of(backbone) for index, backbone in enumerate(recipe.backbones)}
+    places, new = [], len(recipe.backbones)
+    for teacher in recipe.relabel.teachers:
+        table = table_of(teacher)
+        place = next((index for index, other in free.items() if other == table), new)
+        new += place == new
+        free.pop(place, None)
+        places.append(place)
+    return places
+
+
+def networks_of(recipe: Recipe) -> list[Backbone]:
+    """Return all networks that are pretrained: the backbones, then the teachers that are none of them."""
+    own = zip(teachers_of(recipe), recipe.relabel.teachers, strict=True)
+    return [*recipe.backbones, *(teacher for place, teacher in own if place >= len(recipe.backbones))]
+
+
+def is_trained(recipe: Recipe, index: int, network: Backbone) -> bool:
+    """Whether a network at a place in `networks_of` is trained; a teacher with weights is used as it is."""
+    return index < len(recipe.backbones) or network.weights is None
+
+
+def plan_networks(recipe: Recipe, registry: Registry, data_key: str) -> list[Unit]:
+    """Return one unit for each of `networks_of`, without its place."""
+    planned = []
+    networks = networks_of(recipe)
+    names = [network.full_name for network in networks]
+    for index, network in enumerate(networks):
+        copy = names[:index].count(names[index])  # copies of one name are trained anew
+        trained = is_trained(recipe, index, network)
+        section = recipe.pretrain.model_copy(update={} if trained else {"epochs": 0})
+        options = {
+            "backbone": table_of(network),
+            "copy": copy,
+            "pretrain": section.options(),
+            "data": data_key,
+            "seed": recipe.seed,
+            "components": identities(registry, network, recipe.pretrain),
+        }
+        name = names[index] if copy == 0 else f"{names[index]}-{copy + 1}"
+        planned.append(Unit("pretrain", name, "backbone", train_backbone, options, data_parallel=True))
+    return planned
 
 
 def check_accuracies(units: Sequence[Unit], data: Data, least: float) -> None:

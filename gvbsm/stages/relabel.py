@@ -1,4 +1,4 @@
-"""Relabel: the ensemble of all backbones labels augmented views, epoch by epoch (Eq. 8, FKD)."""
+"""Relabel: the ensemble of all teachers labels augmented views, epoch by epoch (Eq. 8, FKD)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from gvbsm.distilled.dataset import DistilledDataset
 from gvbsm.distilled.labels import LAYOUT, pack
 from gvbsm.distilled.normalized import LazyNormalizedImages
 from gvbsm.distilled.views import EpochViews, draw
+from gvbsm.matching.frozen import use_batch_statistics
 from gvbsm.recipe.schema import Relabel
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import check_classes
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.pretrain import load_backbone, member
+from gvbsm.stages.training import split_batches
 from gvbsm_registry import GvbsmError, Member
 
 
@@ -44,7 +46,7 @@ def label_block(context: Context, unit: Unit) -> Payload:
     section = context.section(Relabel, options["relabel"])
     images = open_set(context, unit.input("images")).lazily_normalized(context.device)
     committee = [
-        (load_backbone(context, planned), member(planned)) for planned in unit.input_list("backbones")
+        (load_teacher(context, planned, section), member(planned)) for planned in unit.input_list("teachers")
     ]
     first, count = options["first_epoch"], options["epochs"]
     views: list[EpochViews] = []
@@ -72,6 +74,12 @@ def label_block(context: Context, unit: Unit) -> Payload:
     return pack(views, coded), meta
 
 
+def load_teacher(context: Context, unit: Unit, section: Relabel) -> nn.Module:
+    """Return a pretrained network with its BatchNorm as [relabel] says."""
+    module = load_backbone(context, unit)
+    return use_batch_statistics(module) if section.batch_norm == "batch" else module
+
+
 @torch.no_grad()
 def label_epoch(
     section: Relabel,
@@ -81,7 +89,7 @@ def label_epoch(
     generator: Generator,
 ) -> tuple[EpochViews, Tensor]:
     """Draw one epoch's views of N images; label them, float32 [N, K]."""
-    groups = torch.randperm(len(images), generator=generator).split(section.batch)
+    groups = label_batches(section, torch.randperm(len(images), generator=generator))
     views = draw(
         section.augmentation, groups, images.shape[-1], section.cutmix, section.cutmix_alpha, generator
     )
@@ -90,5 +98,12 @@ def label_epoch(
     for group in groups:
         seen = views.apply(images, group)
         stacked = torch.stack([module(seen) for module, _ in committee])
-        logits[group] = section.ensembler.combine(stacked, members).cpu()
+        logits[group] = section.ensembler.combine(stacked, members).cpu() / section.temperature
     return views, logits
+
+
+def label_batches(section: Relabel, order: Tensor) -> Sequence[Tensor]:
+    """Split an epoch's order of images into batches; where BatchNorm needs two images, none is alone."""
+    if section.batch_norm == "batch":
+        return split_batches(order, section.batch)
+    return order.split(section.batch)

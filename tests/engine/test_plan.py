@@ -37,7 +37,13 @@ SYNTHESIS = [
     ("synthesis.schedule.warmup", 0.1),
     ("backbones.0.match_weight", 2.0),
 ]
-RELABEL = [("relabel.batch", 3), ("relabel.cutmix", 0.5), ("relabel.ensembler", "normalized")]
+RELABEL = [
+    ("relabel.batch", 3),
+    ("relabel.cutmix", 0.5),
+    ("relabel.ensembler", "normalized"),
+    ("relabel.batch_norm", "batch"),
+    ("relabel.temperature", 2.0),
+]
 EVALUATE = [
     ("evaluation.epochs", 3),
     ("evaluation.optimizer", "sgd"),
