@@ -54,6 +54,8 @@ def run(
     out: str | Path | None = None,
     store: str | Path | None = None,
     device: str = "auto",
+    method: str | None = None,
+    protocol: str | None = None,
     overrides: Sequence[tuple[str, Any]] = (),
     executor: str | dict[str, Any] = "local",
     until: str = "evaluation",
@@ -63,21 +65,24 @@ def run(
 ) -> Path:
     """Do what `gvbsm run` does and return the run folder.
 
-    recipe: a name, a path or a Recipe. overrides: pairs of dotted key and value. store: a folder, or a URL
-    that fsspec opens. until: the last stage to run. Finished work in `out` and `store` is reused. report:
-    whether to end with report.html and README.md; by default after the last stage alone. registry: the
-    components; by default the installed ones. Raises GvbsmError for whatever the user can put right.
+    recipe: a name, a path or a Recipe. method, protocol: laid over it, by name (methods/NAME) or path.
+    overrides: pairs of dotted key and value. store: a folder, or a URL that fsspec opens. until: the last
+    stage to run. Finished work in `out` and `store` is reused. report: whether to end with report.html and
+    README.md; by default after the last stage alone. registry: the components; by default the installed ones.
+    Raises GvbsmError for whatever the user can put right.
     """
     distributed.start()
     if until not in STAGES:
         raise GvbsmError(f"unknown stage {until!r}; there are: {', '.join(STAGES)}")
     registry = discover() if registry is None else registry
-    loaded = (
-        loading.change(recipe, registry, overrides)
-        if isinstance(recipe, Recipe)
-        else loading.load(recipe, registry, overrides)
-    )
-    folder = Path(out).expanduser() if out else Path("runs") / f"{loaded.name}-{digest(loaded.tables())[:8]}"
+    layers = [(key, name) for key, name in (("method", method), ("protocol", protocol)) if name]
+    changes = [*layers, *overrides]
+    if isinstance(recipe, Recipe):
+        loaded = loading.change(recipe, registry, changes)
+    else:
+        loaded = loading.load(recipe, registry, changes)
+    default = Path("runs") / f"{loaded.name}-{digest(loaded.result_tables())[:8]}"
+    folder = Path(out).expanduser() if out else default
     check_folder(folder, "--out")
     claimed = is_claimed(folder, loaded, registry)
     with Reporter(folder / "log.jsonl", registry, quiet) as reporter:

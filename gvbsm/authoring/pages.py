@@ -36,7 +36,7 @@ def plugin_table(registry: Registry) -> str:
         for component in plugin.components:
             by_kind.setdefault(component.kind, []).append(component.name)
         if plugin.recipes:
-            by_kind["recipe"] = [path.stem for path in plugin.recipes]
+            by_kind["recipe"] = list(plugin.recipes)
         adds = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in by_kind.items())
         table.add_row(plugin.name, plugin.distribution, plugin.version, adds, status(plugin))
     return "\n".join([text_of(table), *registry.problems()])
@@ -50,7 +50,7 @@ def plugin_records(registry: Registry) -> list[dict[str, Any]]:
             "distribution": plugin.distribution,
             "version": plugin.version,
             "components": [{"kind": c.kind, "name": c.name} for c in plugin.components],
-            "recipes": [path.stem for path in plugin.recipes],
+            "recipes": list(plugin.recipes),
             "loaded": plugin.loaded,
             "problems": plugin.problems,
         }

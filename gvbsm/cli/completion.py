@@ -59,10 +59,27 @@ def kinds(context: click.Context, parameter: click.Parameter, typed: str) -> lis
 
 def recipes(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
     """Complete the name of a shipped recipe, or a path."""
+    return _recipes([name for name in _shipped() if not name.startswith("sweeps/")], typed)
+
+
+def recipes_in(folder: str) -> Complete:
+    """Return a completer of the recipes shipped in a folder, such as methods, by what follows its name."""
+
+    def complete(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+        inside = [name for name in _shipped() if name.startswith(f"{folder}/")]
+        return _recipes([name.removeprefix(f"{folder}/") for name in inside], typed)
+
+    return complete
+
+
+def _recipes(names: list[str], typed: str) -> list[CompletionItem]:
+    found = [CompletionItem(name) for name in names if name.startswith(typed)]
+    return found or [CompletionItem(typed, type="file")]
+
+
+def _shipped() -> list[str]:
     registry = _registry()
-    names = sorted(registry.recipes()) if registry else []
-    shipped = [CompletionItem(name) for name in names if name.startswith(typed)]
-    return shipped or [CompletionItem(typed, type="file")]
+    return sorted(registry.recipes()) if registry else []
 
 
 def _registry() -> Registry | None:

@@ -58,6 +58,8 @@ def _take_overrides(values: dict[str, Any]) -> list[tuple[str, Any]]:
     # absolute, so that the resolved recipe finds the data from any working directory
     data = values.pop("data")
     single = {
+        "method": values.pop("method", None),
+        "protocol": values.pop("protocol", None),
         "data.root": str(data.expanduser().absolute()) if data else None,
         "seed": values.pop("seed", None),
     }
@@ -95,6 +97,18 @@ store_option = click.option(
     help="What runs share: backbones, statistics, decoded pixels. [default: the user's cache folder]",
 )
 _settings: list[Decorator] = [
+    click.option(
+        "--method",
+        metavar="NAME",
+        shell_complete=completion.recipes_in("methods"),
+        help="Lay a method (methods/NAME, or a file) over the recipe.",
+    ),
+    click.option(
+        "--protocol",
+        metavar="NAME",
+        shell_complete=completion.recipes_in("protocols"),
+        help="Lay a protocol (protocols/NAME, or a file) over that: how students are trained.",
+    ),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any key (repeatable)."),
     click.option("--data", type=FOLDER, help="The data set's folder: data.root in the recipe."),
 ]

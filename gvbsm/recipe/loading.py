@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gvbsm.recipe.composing import LAYERS, compose, find, lay, read_tables, told_protocol
 from gvbsm.recipe.fields import Used
 from gvbsm.recipe.schema import Recipe
 from gvbsm_registry import GvbsmError, Registry
 from gvbsm_registry.discovery import format_validation_error
 
+__all__ = ["change", "find", "load", "make", "override", "read_tables", "tables_of"]
+
+Overrides = Sequence[tuple[str, Any]]
 RENAMED = {
     "data.side": "data.image_size",
     "pretrain.floor": "pretrain.min_accuracy",
@@ -39,50 +42,42 @@ RENAMED = {
 """What keys of versions before are called now; `*` stands for a position in a list."""
 
 
-def load(source: str | Path, registry: Registry, overrides: Sequence[tuple[str, Any]] = ()) -> Recipe:
+def load(source: str | Path, registry: Registry, overrides: Overrides = ()) -> Recipe:
     """Load a recipe by name or path and apply `overrides`, pairs of dotted key and value, in order.
 
+    The keys `method` and `protocol` lay that recipe (methods/VALUE, protocols/VALUE, or a path) over it.
     Raises GvbsmError if there is no such recipe, it is not TOML, or anything in it is wrong.
     """
     path = find(source, registry)
-    tables = read_tables(path)
-    tables.setdefault("name", path.stem)
-    return make(_overridden(tables, overrides), registry, where=str(path))
+    return make(_overridden(tables_of(source, registry), registry, overrides), registry, where=str(path))
 
 
-def change(recipe: Recipe, registry: Registry, overrides: Sequence[tuple[str, Any]]) -> Recipe:
+def change(recipe: Recipe, registry: Registry, overrides: Overrides) -> Recipe:
     """Return `recipe` with `overrides`, as `load` applies them; raises GvbsmError if anything is wrong."""
-    return make(_overridden(recipe.tables(), overrides), registry, where=recipe.name)
+    return make(_overridden(recipe.tables(), registry, overrides), registry, where=recipe.name)
 
 
-def _overridden(tables: dict[str, Any], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def tables_of(source: str | Path, registry: Registry, overrides: Overrides = ()) -> dict[str, Any]:
+    """Return a recipe's tables as they are before defaults: what it extends, its own, `overrides`.
+
+    Raises GvbsmError like `load`, but does not check what they say.
+    """
+    path = find(source, registry)
+    tables = compose(path, registry)
+    tables.setdefault("name", path.stem)
+    return _overridden(tables, registry, overrides)
+
+
+def _overridden(tables: dict[str, Any], registry: Registry, overrides: Overrides) -> dict[str, Any]:
     for key, value in overrides:
-        _write_out_default(tables, key)
-        override(tables, key, value)
+        if key in LAYERS and value:
+            tables = lay(tables, key, str(value), registry)
+            continue
+        changed = copy.deepcopy(tables)
+        _write_out_default(changed, key)
+        override(changed, key, value)
+        tables = told_protocol(tables, changed)
     return tables
-
-
-def find(source: str | Path, registry: Registry) -> Path:
-    """Return the path of a recipe given by name or path; raises GvbsmError if there is none, or several."""
-    name = str(source)
-    if name in registry.recipes():
-        return registry.recipe(name)
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
-    if path.suffix == ".toml" or len(path.parts) > 1:
-        raise GvbsmError(f"recipe {path}: no such file; 'gvbsm recipes' lists the shipped ones")
-    return registry.recipe(name)
-
-
-def read_tables(path: Path) -> dict[str, Any]:
-    """Parse a TOML file; raises GvbsmError naming the path if it can't be read or is not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise GvbsmError(f"recipe {path}: is not TOML ({error}); correct it there") from error
-    except OSError as error:
-        raise GvbsmError(f"recipe {path}: can't be read ({error.strerror}); give another path") from error
 
 
 def make(tables: Mapping[str, Any], registry: Registry, where: str) -> Recipe:

@@ -32,6 +32,32 @@ use = "conv_patch"
 patch_size = 4
 drop_rate = 0.4
 ```
+
+## Recipes are composed
+
+A recipe may begin with others, so that data sets, methods and protocols are written once each:
+
+```toml
+extends = ["sets/cifar10", "methods/gvbsm", "protocols/paper"]
+name = "mine"
+
+[synthesis]
+ipc = 50
+```
+
+- Their tables are merged in order, later ones win, the recipe's own last. Lists are replaced. A component's
+  table is merged into one with the same `use`; with another `use` it replaces that one whole.
+- A name that ends in `.toml` is a path, relative to the file; any other is a recipe that some plugin ships.
+  What is extended may extend others itself. `name`, `description` and `reproduces` are not inherited.
+- `gvbsm run digits --method NAME --protocol NAME` (also of `estimate`, `compare`, `sweep` and `import`; from
+  Python `gvbsm.run("digits", method=…, protocol=…)`) lays `methods/NAME` over the recipe and `protocols/NAME`
+  over that. `--set` and the other options come last. They are keys, too, so that a sweep can go through them:
+  `gvbsm sweep digits --vary protocol=paper,rd3`.
+- `sets/` hold the data, the backbones and what suits them: pretraining, measuring, views, students.
+  `methods/` hold what a method says of `[synthesis]` and `[relabel]`, every component, since what is laid
+  over a recipe takes nothing away. `protocols/` hold how views are labelled and students trained.
+- The resolved recipe remembers both names, as `method` and `protocol`. Where something laid over a protocol
+  changes how students are trained, its name is followed by ", changed", unless that names the protocol anew.
 """
 
 

@@ -184,8 +184,22 @@ class Recipe(Section):
     """A whole recipe."""
 
     name: str = Field("unnamed", description="the file's name, if not given")
-    description: str = Field("", description="what this recipe is, in one sentence")
-    reproduces: str = Field("", description="the published table and row that this recipe reproduces, if any")
+    description: str = Field(
+        "", json_schema_extra=NO_RESULT, description="what this recipe is, in one sentence"
+    )
+    reproduces: str = Field(
+        "",
+        json_schema_extra=NO_RESULT,
+        description="the published table and row that this recipe reproduces, if any",
+    )
+    method: str = Field(
+        "", json_schema_extra=NO_RESULT, description="the method, by the name of its recipe (methods/NAME)"
+    )
+    protocol: str = Field(
+        "",
+        json_schema_extra=NO_RESULT,
+        description='by which students are trained (protocols/NAME), and ", changed" if not all of it holds',
+    )
     seed: int = Field(0, ge=0, description="all randomness derives from it")
     data: UseDataset = named("digits")
     backbones: tuple[UseBackbone, ...] = Field(cast(Any, ("convnet",)), min_length=1, validate_default=True)
@@ -205,7 +219,7 @@ class Recipe(Section):
 
     def result_tables(self) -> dict[str, Any]:
         """Return the tables without the keys that no result depends on."""
-        tables = self.tables()
+        tables = {key: value for key, value in self.tables().items() if key not in self.idle_keys()}
         for name, field in type(self).model_fields.items():
             if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
                 for key in field.annotation.idle_keys():

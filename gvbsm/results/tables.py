@@ -93,14 +93,28 @@ def score_table(runs: dict[str, Sequence[Record]]) -> Table:
     return Table("DD-Ranking's scores (LRS, ARS: 0 to 1; HLR, IOR: points)", header, rows)
 
 
+GROUPS = {
+    "": "recipes: gvbsm run NAME",
+    "sets/": "sets: what recipes extend",
+    "methods/": "methods: --method NAME",
+    "protocols/": "protocols: --protocol NAME",
+    "sweeps/": "sweeps: gvbsm sweep NAME",
+}
+"""What a listing of recipes calls those whose names begin so; all others can be run as they are."""
+
+
 def recipe_listing(registry: Registry) -> str:
-    """Return the shipped recipes and what each is or reproduces, as a table; below it what is wrong."""
-    rows, problems = [], []
+    """Return the shipped recipes and what each is or reproduces, in tables; below them what is wrong."""
+    rows: dict[str, list[list[str]]] = {group: [] for group in GROUPS}
+    problems = []
     for name in sorted(registry.recipes()):
+        group = next((each for each in GROUPS if each and name.startswith(each)), "")
+        short = name if group == "sets/" else name.removeprefix(group)
         try:
-            tables = read_tables(registry.recipe(name))
-            rows.append([name, str(tables.get("description") or tables.get("reproduces") or "")])
+            own = read_tables(registry.recipe(name))
+            rows[group].append([short, str(own.get("description") or own.get("reproduces") or "")])
         except GvbsmError as error:
-            rows.append([name, "can't be used: see below"])
+            rows[group].append([short, "can't be used: see below"])
             problems.append(str(error))
-    return "\n".join([Table("", ["recipe", "what it is"], rows).text(), *problems])
+    tables = [Table(title, ["name", "what it is"], rows[group]) for group, title in GROUPS.items()]
+    return "\n".join([*(table.text() for table in tables if table.rows), *problems])

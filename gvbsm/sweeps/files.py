@@ -15,6 +15,7 @@ from gvbsm.sweeps.running import Axis, Overrides, Sweep, product, short_name, va
 from gvbsm_registry import GvbsmError, Registry
 from gvbsm_registry.discovery import format_validation_error
 
+SHIPPED = "sweeps/"
 S = TypeVar("S", bound=Section)
 
 
@@ -52,9 +53,9 @@ class _SweepFile(Section):
 
 
 def shipped(registry: Registry) -> dict[str, Path]:
-    """Return the shipped sweep files by name: those in a folder `sweeps` beside a shipped recipe."""
-    folders = {path.parent / "sweeps" for path in registry.recipes().values()}
-    return {path.stem: path for folder in sorted(folders) for path in sorted(folder.glob("*.toml"))}
+    """Return the shipped sweep files by name: the recipes below `sweeps`."""
+    names = sorted(name for name in registry.recipes() if name.startswith(SHIPPED))
+    return {name.removeprefix(SHIPPED): registry.recipes()[name] for name in names}
 
 
 def load(
@@ -66,8 +67,11 @@ def load(
     `key` (one or several), `values`, and optionally `labels` (what tables call the values) and `name`.
     recipe, overrides and seeds come from the command line and win. Raises GvbsmError if anything is wrong.
     """
-    path = shipped(registry).get(source) or Path(source).expanduser()
-    if source in registry.recipes() or not path.is_file():
+    if source in registry.recipes():  # a recipe wins over a sweep of the same name
+        return None
+    name = SHIPPED + source
+    path = registry.recipe(name) if name in registry.recipes() else Path(source).expanduser()
+    if not path.is_file():
         return None
     tables = read_tables(path)
     if "vary" not in tables:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gvbsm import pipeline
-from gvbsm.recipe.loading import find, read_tables
+from gvbsm.recipe.composing import LAYERS
+from gvbsm.recipe.loading import tables_of
 from gvbsm.recipe.text import parse_component, parse_value, split_list
 from gvbsm.results.records import read_records, write_records
 from gvbsm_registry import GvbsmError, Registry
@@ -63,11 +64,10 @@ def run(sweep: Sweep, out: Path, registry: Registry, **where: Any) -> list[dict[
     `out`/results.json and results.csv too. Points share the store, so that equal backbones and statistics
     are made once. where: arguments of `gvbsm.pipeline.run`. Raises GvbsmError like it.
     """
-    tables = read_tables(find(sweep.recipe, registry))
     records = []
     for point, seed in itertools.product(sweep.points, sweep.seeds):
         chosen = [*sweep.overrides, *point.overrides, *([] if seed is None else [("seed", seed)])]
-        chosen = [pair for key, value in chosen for pair in expand(tables, key, value)]
+        chosen = expand_all(sweep.recipe, registry, chosen)
         folder = pipeline.run(
             sweep.recipe,
             out=out / point.folder(seed, sweep.overrides),
@@ -79,6 +79,13 @@ def run(sweep: Sweep, out: Path, registry: Registry, **where: Any) -> list[dict[
             recipe_seed = {} if seed is None else {"recipe_seed": seed}
             records.append({**record, **recipe_seed, "point": point.labels, "folder": folder.name})
     return write_records(out, records, description=sweep.description, reproduces=sweep.reproduces)
+
+
+def expand_all(recipe: str, registry: Registry, overrides: Overrides) -> Overrides:
+    """Return `overrides` of a recipe with their keys expanded, after the method that they lay over it."""
+    layers = [(key, value) for key, value in overrides if key in LAYERS]
+    tables = tables_of(recipe, registry, layers)
+    return [pair for key, value in overrides for pair in expand(tables, key, value)]
 
 
 def expand(tables: dict[str, Any], key: str, value: Any) -> Overrides:

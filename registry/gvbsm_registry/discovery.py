@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 import pluggy
 from pydantic import ValidationError
 
-from gvbsm_registry import admission, hookspecs
+from gvbsm_registry import admission, hookspecs, shipped
 from gvbsm_registry.errors import GvbsmError
 from gvbsm_registry.kinds import CONTRACT_VERSION, KINDS, Component
 
@@ -29,14 +28,15 @@ C = TypeVar("C", bound=Component)
 class Plugin:
     """One entry point: where it comes from, what it adds, and what is wrong with it.
 
-    `loaded` is False if the user did not let it in (GVBSM_PLUGINS, --no-plugins).
+    recipes: the files of those that it ships, by name. `loaded` is False if the user did not let it in
+    (GVBSM_PLUGINS, --no-plugins).
     """
 
     name: str
     distribution: str
     version: str
     components: list[type[Component]] = field(default_factory=list)
-    recipes: list[Path] = field(default_factory=list)
+    recipes: dict[str, Path] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     loaded: bool = True
 
@@ -65,9 +65,9 @@ class Registry:
         for plugin in plugins:
             for component in plugin.components:
                 self._owners.setdefault((component.kind, component.name), []).append((component, plugin))
-            for path in plugin.recipes:
-                self._owners.setdefault(("recipe", path.stem), []).append((path, plugin))
-                plugin.problems += _recipe_problems(path)
+            for name, path in plugin.recipes.items():
+                self._owners.setdefault(("recipe", name), []).append((path, plugin))
+                plugin.problems += shipped.problems(path)
         for (kind, name), owners in self._owners.items():
             for _, plugin in owners[1:]:
                 plugin.problems.append(_duplicate(kind, name, owners))
@@ -142,7 +142,7 @@ class Registry:
         """
         path: Path
         path, plugin = self._owner("recipe", name, self.recipes())
-        for problem in _recipe_problems(path):
+        for problem in shipped.problems(path):
             raise GvbsmError(f"{plugin.owner}: {problem}")
         return path
 
@@ -205,7 +205,10 @@ def _load(manager: pluggy.PluginManager, point: metadata.EntryPoint) -> Plugin:
             for component in returned:
                 _add(plugin, component)
         for recipes in hooks("gvbsm_recipes", others)():
-            plugin.recipes.extend(Path(path) for path in recipes)
+            for name, path in shipped.named(recipes):
+                if name in plugin.recipes:
+                    plugin.problems.append(f"ships two recipes called {name!r}; rename one of them")
+                plugin.recipes.setdefault(name, path)
     except (Exception, SystemExit) as error:  # a plugin may fail in any way, and takes no other along
         why = str(error) if isinstance(error, GvbsmError) else f"{type(error).__name__}: {error}"
         if isinstance(error, ImportError):
@@ -274,17 +277,6 @@ def format_validation_error(error: ValidationError, model: type[Any]) -> str:
         else:
             lines.append(f"{key}: {item['msg']}, got {item['input']!r}" if key else item["msg"])
     return "; ".join(lines)
-
-
-def _recipe_problems(path: Path) -> list[str]:
-    """Return in a line what is wrong with a recipe file, if anything is."""
-    try:
-        tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        return [f"recipe {path}: can't be read ({error.strerror}); install the plugin again"]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        return [f"recipe {path}: is not TOML ({error}); ask its author to correct it"]
-    return []
 
 
 def _duplicate(kind: str, name: str, owners: list[tuple[Any, Plugin]]) -> str:

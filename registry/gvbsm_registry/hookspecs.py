@@ -13,7 +13,11 @@ def gvbsm_components() -> list[type[Component]]:  # type: ignore[empty-body]
 
 
 def gvbsm_recipes() -> list[Path]:  # type: ignore[empty-body]
-    """Return the recipe files (TOML) that this plugin ships; a recipe is named by its file name."""
+    """Return the recipe files (TOML) that this plugin ships, and folders of such files.
+
+    A recipe is named by its file name, in a folder by its path below that: methods/mine. Names below `sets`,
+    `methods` and `protocols` are parts that recipes extend, those below `sweeps` are sweep files.
+    """
 
 
 def gvbsm_stage_started(event: StageStarted) -> None:

@@ -262,8 +262,10 @@ def test_recipes_lists_the_shipped_recipes() -> None:
     shown = done("recipes").stdout
     recipes = discover().recipes()
     assert {"digits", "cifar10-small"} <= set(recipes)
+    for title in ("sets: ", "methods: --method NAME", "protocols: --protocol NAME", "sweeps: "):
+        assert title in shown
     for name in recipes:
-        assert name in shown
+        assert name.split("/")[-1] in shown
 
 
 def test_plugins_lists_every_component() -> None:

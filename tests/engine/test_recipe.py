@@ -215,9 +215,10 @@ def test_components_on_the_command_line_with_mistakes(text):
 
 def test_shipped_recipes_load_and_say_what_they_reproduce(registry):
     for name in registry.recipes():
-        made = loading.load(name, registry)
-        assert made.name == name
-        assert made.description or made.reproduces
+        if not name.startswith("sweeps/"):
+            made = loading.load(name, registry)
+            assert made.name == name.rpartition("/")[2]
+            assert made.description or made.reproduces
 
 
 OLD_VALUES = {

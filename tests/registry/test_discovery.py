@@ -473,3 +473,19 @@ def test_listing_plugins_imports_no_torch() -> None:
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_of_recipes_is_named_by_paths(install: Install, tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    (folder / "methods").mkdir(parents=True)
+    for name in ("mine", "methods/mine"):
+        (folder / f"{name}.toml").write_text("[synthesis]\nipc = 3\n")
+    registry = discover([install(shipping(folder))])
+    assert registry.problems() == []
+    assert registry.recipes() == {
+        "mine": folder / "mine.toml",
+        "methods/mine": folder / "methods" / "mine.toml",
+    }
+    assert loading.find("methods/mine", registry) == folder / "methods" / "mine.toml"
+    twice = discover([install(shipping(folder, folder / "mine.toml"), "twice")])
+    assert "ships two recipes called 'mine'" in only(twice)

@@ -75,11 +75,10 @@ def test_every_shipped_sweep_makes_recipes(registry: Registry) -> None:
         assert sweep is not None
         assert sweep.reproduces
         assert len(sweep.seeds) > 1
-        tables = loading.read_tables(loading.find(sweep.recipe, registry))
         made = []
         for point in sweep.points:
             pairs = [*sweep.overrides, *point.overrides]
-            chosen = [pair for key, value in pairs for pair in sweeps.expand(tables, key, value)]
+            chosen = sweeps.expand_all(sweep.recipe, registry, pairs)
             made.append(loading.load(sweep.recipe, registry, chosen))
         assert len({one.toml() for one in made}) == len(made) > 1
 
@@ -87,9 +86,7 @@ def test_every_shipped_sweep_makes_recipes(registry: Registry) -> None:
 def test_the_sweep_of_momentum_reaches_every_matcher(registry: Registry) -> None:
     sweep = files.load("momentum", registry, None, [], [])
     assert sweep is not None
-    tables = loading.read_tables(loading.find("digits", registry))
-    pairs = [*sweep.overrides, *sweep.points[1].overrides]
-    chosen = [pair for key, value in pairs for pair in sweeps.expand(tables, key, value)]
+    chosen = sweeps.expand_all("digits", registry, [*sweep.overrides, *sweep.points[1].overrides])
     assert [m.momentum for m in loading.load("digits", registry, chosen).synthesis.matchers] == [0.4] * 3
 
 
