@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gvbsm.distilled.normalized import Normalization
 from gvbsm_registry import Artifact, Dataset, GvbsmError, Split
@@ -69,9 +71,49 @@ def open_data(dataset: Dataset, cache: Path) -> Data:
 
 def _open_split(dataset: Dataset, name: Any, cache: Path) -> Split:
     split = dataset.open(name, cache)
+    if dataset.only is not None:
+        split = ClassSubset(split, chosen_classes(dataset.only, split.classes))
     if len(split) == 0:
         raise GvbsmError(f"{dataset.full_name}: the {name} split holds no image; check its folder")
     return split
+
+
+class ClassSubset(Split):
+    """The images of some classes of the split `full`, whose labels are `kept`; renumbered in that order."""
+
+    def __init__(self, full: Split, kept: Sequence[int]) -> None:
+        self.full = full
+        self.classes = tuple(full.classes[label] for label in kept)
+        self.image_size, self.channels, self.in_memory = full.image_size, full.channels, full.in_memory
+        renumbered = torch.full((len(full.classes),), -1)
+        renumbered[list(kept)] = torch.arange(len(kept))
+        labels = renumbered[full.labels.cpu()]
+        self.indices = (labels >= 0).nonzero().flatten()
+        self.labels = labels[self.indices]
+
+    def read(self, indices: Tensor) -> Tensor:
+        return self.full.read(self.indices[indices.cpu()])
+
+    @property
+    def digest(self) -> str:
+        return digest([self.full.digest, self.classes])
+
+
+def chosen_classes(only: Sequence[int | str], classes: tuple[str, ...]) -> list[int]:
+    """Return the labels of classes by name or number; raises GvbsmError if one is not there, or twice."""
+    kept = []
+    for each in only:
+        known = each in classes if isinstance(each, str) else 0 <= each < len(classes)
+        if not known:
+            shown = ", ".join(classes[:10]) + (", …" if len(classes) > 10 else "")
+            raise GvbsmError(
+                f"data.only: {each!r} is not one of the {len(classes)} classes ({shown}); give names, or "
+                f"numbers from 0 to {len(classes) - 1}"
+            )
+        kept.append(classes.index(each) if isinstance(each, str) else each)
+    if len(set(kept)) < len(kept):
+        raise GvbsmError("data.only: names a class twice; give each class once")
+    return kept
 
 
 def normalization_of(dataset: Dataset, train: Split) -> Normalization:

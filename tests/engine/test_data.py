@@ -13,6 +13,7 @@ import torch
 from conftest import MakeRun
 from toys import ToyData
 
+from gvbsm.distilled.dataset import DistilledDataset
 from gvbsm.runtime import execution
 from gvbsm.runtime.data import open_data
 from gvbsm_registry import GvbsmError
@@ -45,6 +46,49 @@ def test_a_data_set_is_opened_again_where_it_arrives(tmp_path: Path) -> None:
     assert torch.equal(data.test.labels, opened.test.labels)
     other = pickle.loads(pickle.dumps(open_data(ToyData(per_class=3), tmp_path)))
     assert (len(other.train), other.key != data.key) == (9, True)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_only_some_classes_are_used_and_renumbered(tmp_path: Path, streamed: bool) -> None:
+    everything = open_data(ToyData(streamed=streamed), tmp_path)
+    some = open_data(ToyData(streamed=streamed, only=("cat", 0)), tmp_path)
+    assert some.classes == ("cat", "ant")
+    for split, full in ((some.train, everything.train), (some.test, everything.test)):
+        assert split.in_memory is not streamed
+        places = [place for place, label in enumerate(full.labels.tolist()) if label in (2, 0)]
+        assert split.labels.tolist() == [{2: 0, 0: 1}[int(full.labels[place])] for place in places]
+        index = torch.tensor([3, 0, len(split) - 1])
+        assert torch.equal(split.read(index), full.read(torch.tensor(places)[index]))
+        assert split.digest != full.digest
+    pixels = some.train.read(torch.arange(len(some.train))).double() / 255
+    assert some.normalization.mean == pytest.approx([float(pixels.mean())], abs=1e-6)
+    again = open_data(ToyData(streamed=streamed, only=(2, "ant")), tmp_path)
+    other = open_data(ToyData(streamed=streamed, only=(0, 2)), tmp_path)
+    assert (again.key, other.key) == (some.key, other.key)
+    assert len({some.key, other.key, everything.key}) == 3
+    assert pickle.loads(pickle.dumps(some)).classes == some.classes
+
+
+@pytest.mark.parametrize(
+    ("only", "told"),
+    [
+        (("dog",), r"'dog' is not one of the 3 classes \(ant, bee, cat\)"),
+        ((3,), r"3 is not one of the 3 classes"),
+        ((-1,), r"-1 is not one of"),
+        (("bee", 1), "names a class twice"),
+    ],
+)
+def test_classes_that_are_not_there_are_refused(tmp_path: Path, only: tuple, told: str) -> None:
+    with pytest.raises(GvbsmError, match=rf"data\.only: {told}"):
+        open_data(ToyData(only=only), tmp_path)
+
+
+def test_a_run_on_some_classes_is_of_those_alone(make_run: MakeRun) -> None:
+    run = make_run(("data.only", ["cat", "ant"])).until("relabel")
+    found = DistilledDataset(run.out / "distilled")
+    assert found.classes == ("cat", "ant")
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    assert found.epoch(0).logits.shape == (4, 2)
 
 
 def test_data_of_no_data_set_travel_as_they_are(tmp_path: Path) -> None:

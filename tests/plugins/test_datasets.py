@@ -736,7 +736,8 @@ def test_huggingface_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_every_component_has_help_and_a_recipe_table() -> None:
     components = plugin.gvbsm_components()
-    names = ["digits", "imagefolder", "cifar10", "cifar100", "tiny_imagenet", "huggingface", "webdataset"]
+    names = ["digits", "imagefolder", "idx", "cifar10", "cifar100", "tiny_imagenet"]
+    names += ["huggingface", "webdataset"]
     assert [component.name for component in components] == names
     for component in components:
         assert issubclass(component, Dataset)

@@ -168,6 +168,16 @@ def cifar(root: Path, kind: Any, key: str, patch: pytest.MonkeyPatch) -> dict[st
     return {"root": root}
 
 
+def idx(root: Path) -> dict[str, Any]:
+    """MNIST's four files, made small."""
+    root.mkdir(parents=True)
+    for number, prefix in enumerate(("train", "t10k"), 1):
+        head = bytes([0, 0, 8, 3, *(0, 0, 0, 3), *(0, 0, 0, 4), *(0, 0, 0, 4)])
+        (root / f"{prefix}-images-idx3-ubyte").write_bytes(head + bytes(range(number, number + 48)))
+        (root / f"{prefix}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 0, 1, 0]))
+    return {"root": root}
+
+
 @pytest.mark.parametrize("component", ours("dataset"))
 def test_first_party_datasets(
     component: type[Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -180,6 +190,7 @@ def test_first_party_datasets(
         "tiny_imagenet": tiny_imagenet,
         "huggingface": huggingface,
         "webdataset": webdataset,
+        "idx": idx,
         "cifar10": lambda root: cifar(root, CIFAR10, "labels", monkeypatch),
         "cifar100": lambda root: cifar(root, CIFAR100, "fine_labels", monkeypatch),
     }

@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 
 
 class Dataset(Component):
-    """A labelled image data set with the splits `train` and `test`."""
+    """A labelled image data set with the splits `train` and `test`.
+
+    `open` returns all classes: where `only` names some of them the engine leaves out the others.
+    """
 
     kind = "dataset"
 
     mean: tuple[float, ...] | None = Field(None, description="channel means in 0..1; measured if not given")
     std: tuple[float, ...] | None = Field(None, description="channel deviations; measured if not given")
+    only: tuple[int | str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="classes that are used, by name or number, in this order; default: all",
+    )
 
     @abstractmethod
     def open(self, split: Literal["train", "test"], cache: Path) -> Split:
