@@ -31,6 +31,8 @@ class _Group(click.Group):
             # by name, for importing the class would cost `--help` its speed; plugins may derive from it
             if "GvbsmError" not in (base.__name__ for base in type(error).__mro__):
                 raise
+            if keep := getattr(error, "keep", None):  # a component's, without a log to write to
+                keep()
             click.echo(f"gvbsm: {error}", err=True)
             sys.exit(2)
 

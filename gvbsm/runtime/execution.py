@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gvbsm.runtime.blame import out_of_memory
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.distributed import run_on_all_ranks
 from gvbsm.runtime.remote_store import RemoteStore
@@ -122,10 +123,3 @@ def seeded(context: Context, unit: Unit, work: Callable[..., Any], *arguments: A
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed_of(unit.stage, unit.kind, unit.options.get("seed", 0)))
         return work(*arguments)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that a device, or this machine, has no memory left."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

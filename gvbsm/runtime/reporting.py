@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
+from gvbsm.runtime.blame import ComponentError
 from gvbsm_registry import GvbsmError, Registry, StageFinished, StageStarted, Step
 
 Event = StageStarted | Step | StageFinished
@@ -55,6 +56,8 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        if isinstance(error, ComponentError):
+            error.keep(self.log)
 
     def emit(self, event: Event) -> None:
         """Log an event and pass it on to the plugins that listen.
