@@ -89,7 +89,7 @@ class Setting:
         matched = matching_loss(
             freeze(copy.deepcopy(self.model)), matchers, measured, self.labels, compiled, precision
         )
-        return lambda images: matched(images) + density.weight * density.loss(images, self.labels)
+        return lambda images: matched(images) + density.weight * density.penalty(images, self.labels)
 
     def _class_targets(self, matchers: list[Matcher]) -> dict[str, Tensor]:
         """The statistics of each class, on another random batch with the labels of this one."""

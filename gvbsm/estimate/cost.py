@@ -118,7 +118,6 @@ class _Estimate:
             "synthesis": {
                 "compile": compiled,
                 "iterations": min(section.iterations, each * (self.timed + 1)),
-                "backbone_order": "cycle",
                 "initializer": registry.create(Initializer, "noise"),
             },
             "relabel": {"epochs": EPOCHS, "epochs_per_file": EPOCHS, "keep_fraction": 1.0},

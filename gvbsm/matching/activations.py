@@ -121,6 +121,13 @@ class ActivationRecorder:
         self._shared.clear()
 
 
+def inputs_of(module: nn.Module, sites: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """Return what the modules at `sites` are given in a forward pass of `images`, by site."""
+    with ActivationRecorder(module, sites) as recorder:
+        module(images)
+    return {site: activation.tensor for site, activation in recorder.activations().items()}
+
+
 class GroupedActivation:
     """One site's input for G image batches in one tensor [G·B, C, H, W], with reductions by group.
 

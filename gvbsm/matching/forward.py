@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from gvbsm.matching.activations import ActivationRecorder
+from gvbsm.matching.activations import ActivationRecorder, inputs_of
 from gvbsm.matching.terms import Matching
 
 Precision = Literal["fp32", "bf16"]
@@ -34,19 +34,34 @@ class MatchedBackbone:
         self._recorder = ActivationRecorder(module, matching.sites, matching.groups, parts=matching.parts)
         self._precision = precision
         self._compile = compiled and can_compile(matching.device)
-        self._compiled: Forward | None = None
+        self._compiled: dict[torch.Size, Forward] = {}
+        self._centres: dict[str, Tensor] = {}
 
     def observe(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return logits [G·B, K], float32 at least, and the matching terms (see `Matching.step_losses`)."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             if self._compile:
-                if self._compiled is None:
-                    self._compiled = self._trace(images)
-                logits, statistics = self._compiled(images)
+                if images.shape not in self._compiled:
+                    self._compiled[images.shape] = self._trace(images)
+                logits, statistics = self._compiled[images.shape](images)
             else:
                 logits, statistics = self._eager(images, uniforms)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits, self.matching.step_losses(statistics, uniforms)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a later run needs to go on with the same arithmetic: averages, and the centres."""
+        centres = {f"centre/{site}": centre for site, centre in self._centres.items()}
+        return {**self.matching.state(), **centres}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned, if anything."""
+        self.matching.restore(state)
+        self._centres = {
+            name.removeprefix("centre/"): centre.to(self.matching.device)
+            for name, centre in state.items()
+            if name.startswith("centre/")
+        }
 
     def _eager(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run as it is; what is dropped is not computed (but on a GPU, where asking would cost more)."""
@@ -76,12 +91,12 @@ class MatchedBackbone:
         if images.device.type == "cpu":  # of a CUDA that is not there, and not asked for
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         with torch.no_grad():
-            with ActivationRecorder(self.module, self.sites) as first:
-                self.module(images)
-            centres = {site: _centre(activation.tensor) for site, activation in first.activations().items()}
+            if not self._centres:
+                seen = inputs_of(self.module, self.sites, images)
+                self._centres = {site: _centre(activation) for site, activation in seen.items()}
             groups, parts = self.matching.groups, self.matching.parts
             recorder = ActivationRecorder(
-                self.module, self.sites, groups, fused=False, centres=centres, parts=parts
+                self.module, self.sites, groups, fused=False, centres=self._centres, parts=parts
             )
             self._forward(images, recorder)  # tells it what is asked for, and makes the constants
             graph = make_fx(lambda x: self._forward(x, recorder))(images)

@@ -220,6 +220,29 @@ class Matching:
             losses[term.name] = losses[term.name] + loss if term.name in losses else loss
         return losses
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the running averages, and which of them have begun, by term and statistic."""
+        return {
+            f"{part}/{place}": tensor
+            for place, statistic in self._statistics().items()
+            for part, tensor in (("average", statistic.average), ("seen", statistic.seen))
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned, if anything."""
+        for place, statistic in self._statistics().items():
+            if f"average/{place}" in state:
+                statistic.average = state[f"average/{place}"].to(self.device)
+                statistic.seen = state[f"seen/{place}"].to(self.device)
+
+    def _statistics(self) -> dict[str, Statistic]:
+        """Return all statistics by the term's number and their name."""
+        return {
+            f"{number}/{name}": statistic
+            for number, term in enumerate(self.terms)
+            for name, statistic in term.statistics.items()
+        }
+
 
 def _targets(
     matcher: Matcher, site: str, module: nn.Module, measured: Mapping[str, Tensor]

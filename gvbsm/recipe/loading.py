@@ -28,6 +28,8 @@ RENAMED = {
     "synthesis.matchers.*.first": "synthesis.matchers.*.first_site_weight",
     "synthesis.matchers.*.drop": "synthesis.matchers.*.drop_rate",
     "synthesis.matchers.*.side": "synthesis.matchers.*.patch_size",
+    "synthesis.backbone_order": "synthesis.population.order",
+    "synthesis.cross_entropy": "synthesis.terms.0.weight",
     "relabel.keep": "relabel.keep_fraction",
     "relabel.block": "relabel.epochs_per_file",
     "evaluation.plain": "evaluation.without_augmentation",

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from gvbsm.recipe.fields import (
     UseAugmentation,
     UseBackbone,
+    UseCallback,
     UseCodec,
     UseDataset,
     UseEnsembler,
@@ -19,13 +20,14 @@ from gvbsm.recipe.fields import (
     UseMatcher,
     UseObjective,
     UseOptimizer,
+    UseParameterization,
+    UsePopulation,
     UseRegularizer,
     UseSchedule,
-    named,
+    UseTerm,
+    components_of,
 )
-from gvbsm_registry import (
-    Backbone,
-)
+from gvbsm_registry import Backbone, Matcher, named
 
 NO_RESULT: JsonDict = {"changes_results": False}
 """Marks a key that says how work is done or checked, not what comes out: it is in no unit's key."""
@@ -82,19 +84,19 @@ class Synthesis(Section):
         "by_class",
         description="by_class: all images of few classes; across_classes: one image of many classes",
     )
-    backbone_order: Literal["cycle", "random"] = Field(
-        "cycle", description="cycle: the backbones in turn; random: drawn for each step (Eq. 7)"
-    )
+    population: UsePopulation = named("pretrained")
     learning_rate: float = Field(0.05, gt=0, description="of the optimizer, at the start")
     optimizer: UseOptimizer = named({"use": "adam", "betas": [0.5, 0.9]})
     schedule: UseSchedule = named("cosine")
-    cross_entropy: float = Field(1.0, ge=0, description="weight of the classification term")
+    terms: tuple[UseTerm, ...] = named(("cross_entropy",))
     ema_init: Literal["first", "zero"] = Field(
         "zero", description="running averages start at 0 (authors' code) or at the first batch's values"
     )
     matchers: tuple[UseMatcher, ...] = named(("bn", "conv_channel", "conv_patch"))
     regularizers: tuple[UseRegularizer, ...] = named(("dd",))
     initializer: UseInitializer = named("noise")
+    parameterization: UseParameterization = named("pixels")
+    callbacks: tuple[UseCallback, ...] = ()
     augmentation: UseAugmentation = named("crop_flip_roll")
     batches_per_step: int = Field(
         0,
@@ -107,9 +109,32 @@ class Synthesis(Section):
         description="compile the step with what it records; auto: if there are steps enough to earn it back",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the backbones' forward pass")
+    checkpoint_minutes: float = Field(
+        5.0,
+        gt=0,
+        json_schema_extra=NO_RESULT,
+        description="minutes between two checkpoints of a unit, from which it goes on when it was stopped",
+    )
     log_every: int = Field(
         10, ge=1, json_schema_extra=NO_RESULT, description="steps, for each backbone, between two log lines"
     )
+
+    @property
+    def separable(self) -> bool:
+        """Whether image batches can be optimised each by itself."""
+        terms = (*self.terms, *self.matchers, *self.regularizers)
+        return self.population.separable and all(term.separable for term in terms)
+
+    @property
+    def joint(self) -> bool:
+        """Whether several image batches can be optimised in one forward pass."""
+        return self.population.joint and not self.callbacks and self.all_matchers == self.matchers
+
+    @property
+    def all_matchers(self) -> tuple[Matcher, ...]:
+        """The matchers, and those that other terms hold."""
+        held = components_of([*self.terms, *self.regularizers])
+        return (*self.matchers, *(each for each in held if isinstance(each, Matcher)))
 
 
 class Relabel(Section):

@@ -110,7 +110,7 @@ class Plan:
             model = backbone.model_copy(update={"weights": None}).build(
                 len(self.data.classes), train.image_size, train.channels
             )
-        matchers = self.recipe.synthesis.matchers
+        matchers = self.recipe.synthesis.all_matchers
         mixed = [matcher for matcher in matchers if matcher.by_class < 1 and measured_sites(matcher, model)]
         return mixed, [matcher for matcher in matchers if matcher.by_class and sites_of(matcher, model)]
 
@@ -159,7 +159,7 @@ class Plan:
                 synthesize.optimise,
                 {**common, "batch": number, "labels": labels, "ranks": ranks},
                 inputs,
-                how={"log_every": section.log_every},
+                how={name: getattr(section, name) for name in ("log_every", "checkpoint_minutes")},
                 together=synthesize.optimise_together,
             ).stored_in(self.out / "units" / "synthesis")
             for number, (labels, ranks) in enumerate(

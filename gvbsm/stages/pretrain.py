@@ -130,7 +130,12 @@ def check_accuracies(units: Sequence[Unit], data: Data, least: float) -> None:
 
 
 def load_backbone(context: Context, unit: Unit) -> nn.Module:
-    """Return a pretrained backbone, frozen, in evaluation mode.
+    """Return a pretrained backbone, frozen, in evaluation mode; raises GvbsmError as `load_trained` does."""
+    return freeze(load_trained(context, unit))
+
+
+def load_trained(context: Context, unit: Unit) -> nn.Module:
+    """Return a pretrained backbone in evaluation mode.
 
     Raises GvbsmError if its file is missing or broken, or does not fit the backbone as it is built now.
     """
@@ -144,7 +149,7 @@ def load_backbone(context: Context, unit: Unit) -> nn.Module:
             f"{unit.path}: does not fit backbone {unit.name!r} as it is built now (another version made it); "
             "delete the file and run again"
         ) from error
-    return freeze(module)
+    return module
 
 
 def member(unit: Unit) -> Member:

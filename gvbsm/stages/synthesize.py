@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gvbsm.matching.forward import MatchedBackbone
 from gvbsm.matching.terms import Matching
@@ -16,9 +18,11 @@ from gvbsm.runtime.data import Data
 from gvbsm.runtime.execution import out_of_memory
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.runtime.units import Payload, Unit
-from gvbsm.stages.pretrain import load_backbone
+from gvbsm.stages.checkpoints import Checkpoint
+from gvbsm.stages.pretrain import load_trained, member
 from gvbsm.stages.real_images import RealData
-from gvbsm.synthesis.loop import Network, NotFiniteError, OnStep, SynthesisLoop
+from gvbsm.synthesis.loop import NotFiniteError, OnStep, SynthesisLoop
+from gvbsm.synthesis.networks import BackboneStock, PlannedNetwork
 from gvbsm_registry import Artifact, GvbsmError, Step
 from gvbsm_registry.artifacts import write
 
@@ -30,6 +34,8 @@ def batches_per_step(section: Synthesis, data: Data, device: torch.device) -> in
 
     A step is taken to need 4000 floats for every input pixel, and may take half the memory.
     """
+    if not section.joint:
+        return 1
     if section.batches_per_step or device.type != "cuda":
         return section.batches_per_step or 1
     memory = torch.cuda.get_device_properties(device).total_memory
@@ -81,32 +87,51 @@ def _optimised(context: Context, units: Sequence[Unit]) -> list[Payload]:
         section.initializer.images(labels, ranks, source, generator)
         for (labels, ranks), generator in zip(places, generators, strict=True)
     ]
-    low, high = context.data.normalization.pixel_range(context.device)
-    images = torch.cat(starts).to(context.device).clamp(low, high)
-
-    def payloads() -> list[Payload]:
-        parts = context.data.normalization.quantize(images.detach()).split(len(starts[0]))
-        meta = {"classes": list(context.data.classes)}
-        return [
-            ({"images": part, "labels": labels, "ranks": ranks}, dict(meta))
-            for part, (labels, ranks) in zip(parts, places, strict=True)
-        ]
-
+    pixel_range = context.data.normalization.pixel_range(context.device)
+    images = torch.cat(starts).to(context.device).clamp(*pixel_range)
     if section.iterations:
-        all_labels = torch.cat([labels for labels, _ in places]).to(context.device)
-        networks = _networks(context, units[0], section, all_labels, len(units))
-        order = generator_of(seed, "synthesis", "order")
+        labels = torch.cat([labels for labels, _ in places]).to(context.device)
+        stock = _stock(context, units[0], section, images, labels, len(units))
+        numbers = [unit.options["batch"] for unit in units]
+        which = ["order"] if section.population.joint else ["population", *numbers]
         loop = SynthesisLoop(
-            section, images, all_labels, (low, high), networks, generators, order, units[0].how["log_every"]
+            section,
+            stock,
+            pixel_range,
+            generators,
+            order=generator_of(seed, "synthesis", *which),
+            own=generator_of(seed, "synthesis", "callbacks", *numbers),
+            ranks=torch.cat([ranks for _, ranks in places]).to(context.device),
+            source=source,
+            log_every=units[0].how["log_every"],
         )
-        try:
-            loop.run(*_watchers(context, units, section.iterations))
-        except NotFiniteError as error:
-            for unit, (tensors, meta) in zip(units, payloads(), strict=True):
-                last = unit.path.with_name(f"{unit.key}.last-good.safetensors")
-                write(last, Artifact("images", unit.key, tensors, meta))
-            raise GvbsmError(f"{units[0].name}: {error}; the last good images are kept in {last}") from error
-    return payloads()
+        images = _run(context, units, loop)
+    parts = context.data.normalization.quantize(images).split(len(starts[0]))
+    return [
+        (dict(zip(("images", "labels", "ranks"), (part, *place), strict=True)), _meta(context))
+        for part, place in zip(parts, places, strict=True)
+    ]
+
+
+def _meta(context: Context) -> dict[str, Any]:
+    return {"classes": list(context.data.classes)}
+
+
+def _run(context: Context, units: Sequence[Unit], loop: SynthesisLoop) -> Tensor:
+    """Take the steps that are left; return the images. Now and then all that is needed to go on is saved."""
+    checkpoint = Checkpoint(units)
+    checkpoint.restore(loop)
+    try:
+        loop.run(*_watchers(context, units, loop.section.iterations), partial(checkpoint.save, loop))
+    except NotFiniteError as error:
+        parts = context.data.normalization.quantize(loop.learnt.now()).split(len(loop.labels) // len(units))
+        for unit, images in zip(units, parts, strict=True):
+            last = unit.path.with_name(f"{unit.key}.last-good.safetensors")
+            places = {name: torch.tensor(unit.options[name]) for name in ("labels", "ranks")}
+            write(last, Artifact("images", unit.key, {"images": images, **places}, _meta(context)))
+        raise GvbsmError(f"{units[0].name}: {error}; the last good images are kept in {last}") from error
+    checkpoint.remove()
+    return loop.learnt.now()
 
 
 def _watchers(
@@ -115,29 +140,43 @@ def _watchers(
     reporter = context.reporter
     name = units[0].name if len(units) == 1 else f"{units[0].name} to {units[-1].name}"
 
-    def on_step(step: int, backbone: str, values: dict[str, float]) -> None:
-        reporter.emit(Step("synthesis", name, step, steps, values, {"backbone": backbone}))
+    def on_step(step: int, networks: str, values: dict[str, float]) -> None:
+        reporter.emit(Step("synthesis", name, step, steps, values, {"backbone": networks}))
 
     return on_step, lambda done, total: reporter.progress(f"synthesis {name}", done, total)
 
 
-def _networks(context: Context, unit: Unit, section: Synthesis, labels: Tensor, groups: int) -> list[Network]:
-    """Load the backbones, ready to be matched against."""
+def _stock(
+    context: Context, unit: Unit, section: Synthesis, images: Tensor, labels: Tensor, batches: int
+) -> BackboneStock:
+    """Return the backbones, ready to be loaded and to be matched against."""
     backbones = unit.input_list("backbones")
     measured = {planned.input("backbone").key: planned for planned in unit.input_list("statistics")}
     compiled = is_compiled(section, len(backbones))
-    networks = []
-    for backbone, weight in zip(backbones, unit.options["match_weights"], strict=True):
-        module = load_backbone(context, backbone)
+
+    def match(backbone: Unit, module: nn.Module) -> MatchedBackbone:
         targets = {}
         if planned := measured.get(backbone.key):
             artifact = planned.read()
             context.data.check_classes(artifact, str(planned.path))
             targets = artifact.tensors
-        matching = Matching(module, section.matchers, targets, groups, section.ema_init, labels=labels)
-        matched = MatchedBackbone(module, matching, compiled, section.precision)
-        networks.append(Network(backbone.name, matched, weight))
-    return networks
+        matching = Matching(module, section.all_matchers, targets, batches, section.ema_init, labels=labels)
+        return MatchedBackbone(module, matching, compiled, section.precision)
+
+    return BackboneStock(
+        [
+            PlannedNetwork(
+                backbone.name,
+                member(backbone).accuracy,
+                weight,
+                partial(load_trained, context, backbone),
+                partial(match, backbone),
+            )
+            for backbone, weight in zip(backbones, unit.options["match_weights"], strict=True)
+        ],
+        images,
+        labels,
+    )
 
 
 def is_compiled(section: Synthesis, backbones: int) -> bool:

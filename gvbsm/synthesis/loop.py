@@ -1,19 +1,19 @@
-"""The synthesis loop: optimises the images of one or more image batches in one forward pass a step."""
+"""The synthesis loop: optimises the images of one or more image batches, a forward pass a step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import cross_entropy
 
-from gvbsm.matching.forward import MatchedBackbone
 from gvbsm.matching.terms import term_names
 from gvbsm.recipe.schema import Synthesis
-from gvbsm_registry import View
+from gvbsm.synthesis.images import BatchState, LearntImages
+from gvbsm.synthesis.networks import BackboneStock
+from gvbsm.synthesis.step import BatchStep, JointStep
+from gvbsm_registry import Matcher, Memory, Network, Source
 
 OnStep = Callable[[int, str, dict[str, float]], None]
 
@@ -22,108 +22,174 @@ class NotFiniteError(ArithmeticError):
     """A loss or its gradient became infinite or not a number."""
 
 
-@dataclass
-class Network:
-    """A network that steps look through (a candidate of Eq. 7); `weight` is on its matching terms."""
-
-    name: str
-    backbone: MatchedBackbone
-    weight: float
-
-
 class SynthesisLoop:
-    """Optimises `images`, normalised float [G·B, C, H, W]: G image batches of B, one after another.
+    """Optimises the images of `stock`: G image batches of B, one after another.
 
-    Each batch has its own statistics, running averages and random stream (`generators`), so that it comes
-    out as if it were optimised alone. `order` draws the backbones if they are not taken in turn.
+    Each batch has its own statistics, running averages, memories and random stream (`generators`), so that it
+    comes out as if it were optimised alone. order: the population's random stream. own: that of callbacks,
+    which act on a single image batch. `taken` counts the steps.
     """
 
     def __init__(
         self,
         section: Synthesis,
-        images: Tensor,
-        labels: Tensor,
+        stock: BackboneStock,
         pixel_range: tuple[Tensor, Tensor],
-        networks: Sequence[Network],
         generators: Sequence[Generator],
         order: Generator,
+        own: Generator,
+        ranks: Tensor,
+        source: Source,
         log_every: int = 10,
     ) -> None:
-        self.section, self.networks, self.log_every = section, networks, log_every
-        names = term_names([*section.matchers, *section.regularizers])[len(section.matchers) :]
-        self.regularizers = dict(zip(names, section.regularizers, strict=True))
-        self.images, self.labels = images.requires_grad_(True), labels
-        self.low, self.high = pixel_range
-        self.generators, self.order = generators, order
-        self.optimizer = section.optimizer.build([self.images], section.learning_rate)
+        self.section, self.stock, self.log_every, self.taken = section, stock, log_every, 0
+        self.generators, self.order, self.own = generators, order, own
+        self.labels, self.learnt = stock.labels, LearntImages(section, stock.images, pixel_range)
+        self.members = section.population.open(stock, order)
+        components = [*section.terms, *section.matchers, *section.regularizers]
+        self.terms = dict(zip(term_names(components), components, strict=True))
+        matchers = section.all_matchers
+        self.matchers = dict(zip(term_names(matchers), matchers, strict=True))
+        self.memories: dict[str, list[Memory]] = {name: [{} for _ in generators] for name in self.terms}
+        names = term_names(section.callbacks)
+        self.notes: dict[str, Memory] = {name: {} for name in names}
+        self._callbacks = [
+            (callback, BatchState(self.learnt, section.iterations, self.labels, ranks, source, own, notes))
+            for callback, notes in zip(section.callbacks, self.notes.values(), strict=True)
+        ]
 
-    def run(self, on_step: OnStep, progress: Callable[[int, int], None]) -> None:
-        """Take all steps; on_step(step, backbone, values) gets the loss terms of every `log_every`-th step.
+    def run(
+        self,
+        on_step: OnStep,
+        progress: Callable[[int, int], None],
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take all steps that are left.
 
-        Raises NotFiniteError if a loss or its gradient is not finite; the images are then as before.
+        on_step(step, networks, values) gets the loss terms of every `log_every`-th step; between() is called
+        between two steps. Raises NotFiniteError if a loss or its gradient is not finite; the images are then
+        as before.
         """
-        count = self.section.iterations
-        for step in range(count):
-            network = self.networks[self._turn(step)]
-            values = self._step(network, step, count)
-            if step // len(self.networks) % self.log_every == 0 or step == count - 1:
-                on_step(step, network.name, values())
-            progress(step + 1, count)
+        steps = self.section.iterations
+        if self.taken == 0:
+            self._call_back()
+        for step in range(self.taken, steps):
+            joint = self._next(step)
+            values = self._take(joint)
+            if step // len(self.stock.names) % self.log_every == 0 or step == steps - 1:
+                on_step(step, _names(joint.networks), values())
+            self.taken = step + 1
+            self._call_back()
+            progress(self.taken, steps)
+            between()
 
-    def _turn(self, step: int) -> int:
-        if self.section.backbone_order == "cycle":
-            return step % len(self.networks)
-        return int(torch.randint(len(self.networks), (), generator=self.order))
+    def _next(self, step: int) -> JointStep:
+        networks = self.members.draw(step)
+        images, labels = self.learnt.decode(), self.labels
+        if not bool(self.learnt.active.all()):
+            images, labels = images[self.learnt.active], labels[self.learnt.active]
+        section = self.section
+        return JointStep(
+            step,
+            section.iterations,
+            images,
+            labels,
+            networks,
+            self.stock,
+            self.matchers,
+            section.augmentation,
+            self.generators,
+        )
 
-    def _step(self, network: Network, step: int, count: int) -> Callable[[], dict[str, float]]:
-        rate = self.section.learning_rate * self.section.schedule.factor(step, count)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        terms = self._terms(network)
+    def _take(self, joint: JointStep) -> Callable[[], dict[str, float]]:
+        """Take a step; return what reads its values, each by the image batch, off the device."""
+        step, steps, section = joint.index, joint.steps, self.section
+        rate = section.learning_rate * section.schedule.factor(step, steps)
+        seen = [BatchStep(joint, batch) for batch in range(joint.batches)]
+        terms = self._losses(joint, seen)
         total = torch.stack(list(terms.values())).sum()
-        (gradient,) = torch.autograd.grad(total, [self.images])
-        # One transfer for both: a finite loss can have a gradient that is not, which would spoil the images.
-        value, steepest = torch.stack([total.detach(), gradient.abs().amax()]).tolist()
-        if not (math.isfinite(value) and math.isfinite(steepest)):
-            raise NotFiniteError(_diagnosis(step, count, network.name, value, terms))
-        self.images.grad = gradient
-        self.optimizer.step()
-        with torch.no_grad():
-            self.images.clamp_(self.low, self.high)
-        batches = len(self.generators)
+        gradients = torch.autograd.grad(total, list(self.learnt.leaves.values()))
+        # One transfer for all: a finite loss can have a gradient that is not, which would spoil the images.
+        steepest = torch.stack([gradient.abs().amax() for gradient in gradients]).amax()
+        value, largest = torch.stack([total.detach(), steepest]).tolist()
+        if not (math.isfinite(value) and math.isfinite(largest)):
+            raise NotFiniteError(_diagnosis(joint, value, terms))
+        self.learnt.update(gradients, rate)
+        for each in seen:
+            self.members.settle(each)
 
         def values() -> dict[str, float]:
-            named = {name: float(term.detach()) / batches for name, term in terms.items()}
-            return {**named, "total": value / batches, "learning_rate": rate}
+            named = {name: float(term.detach()) / joint.batches for name, term in terms.items()}
+            return {**named, "total": value / joint.batches, "learning_rate": rate}
 
         return values
 
-    def _terms(self, network: Network) -> dict[str, Tensor]:
-        """Return the weighted terms of the total loss of one step, each summed over the image batches."""
-        section, groups = self.section, len(self.generators)
-        size, image_size = len(self.images) // groups, self.images.shape[-1]
-        views = [section.augmentation.draw(size, image_size, generator) for generator in self.generators]
-        sites = len(network.backbone.sites)
-        uniforms = torch.stack([torch.rand(sites, generator=generator) for generator in self.generators])
-        seen = View.join(views).apply(self.images)
-        logits, matched = network.backbone.observe(seen, uniforms.to(seen.device))
-        pairs = zip(logits.split(size), self.labels.split(size), strict=True)
-        classified = torch.stack([cross_entropy(output, labels) for output, labels in pairs]).sum()
-        terms: dict[str, Tensor] = {"cross_entropy": section.cross_entropy * classified}
-        terms |= {name: network.weight * term for name, term in matched.items()}
-        for name, regularizer in self.regularizers.items():
-            sets = zip(self.images.split(size), self.labels.split(size), strict=True)
-            losses = [regularizer.loss(images, labels) for images, labels in sets]
-            terms[name] = regularizer.weight * torch.stack(losses).sum()
-        return terms
+    def _losses(self, joint: JointStep, seen: Sequence[BatchStep]) -> dict[str, Tensor]:
+        """Return the weighted terms of the step's loss, each summed over the image batches."""
+        losses = {}
+        matched = iter(self.matchers)
+        for name, term in self.terms.items():
+            if isinstance(term, Matcher):
+                if (loss := joint.matched(next(matched))) is not None:
+                    losses[name] = loss
+                continue
+            memories = self.memories[name]
+            of_batches = [term.loss(step, memory) for step, memory in zip(seen, memories, strict=True)]
+            losses[name] = term.weight * torch.stack(of_batches).sum()
+        return losses
+
+    def _call_back(self) -> None:
+        for callback, state in self._callbacks:
+            if self.taken % callback.every == 0:
+                callback.after(self.taken, state)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that a later run of the same unit needs to go on from here, equal to the bit (CPU)."""
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "learnt": self.learnt.state(),
+            "members": self.members.state(),
+            "networks": self.stock.state(),
+            "streams": {str(i): each.get_state() for i, each in enumerate(self._streams())},
+        }
+        parts |= self._memories()
+        return {f"{part}/{name}": value for part, state in parts.items() for name, value in state.items()}
+
+    def restore(self, taken: int, state: Mapping[str, Tensor]) -> None:
+        """Go on after `taken` steps from what `state` returned then."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for full, value in state.items():
+            part, _, name = full.partition("/")
+            parts.setdefault(part, {})[name] = value
+        self.taken = taken
+        self.learnt.restore(parts["learnt"])
+        self.stock.restore(parts.get("networks", {}))
+        self.members.restore(parts.get("members", {}))
+        for index, stream in enumerate(self._streams()):
+            stream.set_state(parts["streams"][str(index)])
+        device = self.labels.device
+        for part, memory in self._memories().items():
+            memory.update({name: value.to(device) for name, value in parts.get(part, {}).items()})
+
+    def _memories(self) -> dict[str, Memory]:
+        memories = {f"notes.{name}": memory for name, memory in self.notes.items()}
+        for name, of_batches in self.memories.items():
+            memories |= {f"memory.{name}.{batch}": memory for batch, memory in enumerate(of_batches)}
+        return memories
+
+    def _streams(self) -> list[Generator]:
+        return [self.order, self.own, *self.generators]
 
 
-def _diagnosis(step: int, count: int, backbone: str, value: float, terms: dict[str, Tensor]) -> str:
+def _names(networks: Sequence[Network]) -> str:
+    return "+".join(network.name for network in networks)
+
+
+def _diagnosis(joint: JointStep, value: float, terms: dict[str, Tensor]) -> str:
     bad = [name for name, term in terms.items() if not math.isfinite(float(term.detach()))]
     what = f"loss is {value} (from {', '.join(bad) or 'the sum of its terms'})"
     if math.isfinite(value):
         what = f"gradient is not finite (of the sum of {', '.join(terms)})"
     return (
-        f"step {step} of {count} with backbone {backbone!r}: the {what}; "
+        f"step {joint.index} of {joint.steps} with backbone {_names(joint.networks)!r}: the {what}; "
         "lower a term's weight or synthesis.learning_rate"
     )

@@ -26,7 +26,7 @@ class DataDensification(Regularizer):
 
     temperature: float = Field(4.0, gt=0, description="τ: how much the spectrum is evened out")
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def penalty(self, images: Tensor, labels: Tensor) -> Tensor:
         import torch
 
         by_count: dict[int, list[Tensor]] = defaultdict(list)
@@ -73,7 +73,7 @@ class TotalVariation(Regularizer):
 
     name = "tv"
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def penalty(self, images: Tensor, labels: Tensor) -> Tensor:
         down, right = images.diff(dim=-2).abs(), images.diff(dim=-1).abs()
         return down.sum() / max(down.numel(), 1) + right.sum() / max(right.numel(), 1)
 
@@ -83,7 +83,7 @@ class SquaredNorm(Regularizer):
 
     name = "l2"
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def penalty(self, images: Tensor, labels: Tensor) -> Tensor:
         return images.square().mean()
 
 

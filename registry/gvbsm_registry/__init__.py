@@ -6,6 +6,7 @@ from gvbsm_registry.artifacts import Artifact
 from gvbsm_registry.discovery import Plugin, Registry, discover, hookimpl
 from gvbsm_registry.errors import GvbsmError
 from gvbsm_registry.events import StageFinished, StageStarted, Step
+from gvbsm_registry.fields import Used, named
 from gvbsm_registry.finished import FinishedRun
 from gvbsm_registry.kinds import (
     CONTRACT_VERSION,
@@ -13,6 +14,7 @@ from gvbsm_registry.kinds import (
     Activation,
     Augmentation,
     Backbone,
+    Callback,
     Codec,
     Component,
     Dataset,
@@ -24,12 +26,16 @@ from gvbsm_registry.kinds import (
     Member,
     Objective,
     Optimizer,
+    Parameterization,
+    Population,
     Regularizer,
     Schedule,
     Task,
+    Term,
 )
 from gvbsm_registry.source import CommitteeMember, Source
 from gvbsm_registry.splits import Split, TensorSplit
+from gvbsm_registry.step import Memory, Network, OpenPopulation, Stock, SynthesisState, SynthesisStep
 from gvbsm_registry.views import View, identity_view
 
 __all__ = [
@@ -39,6 +45,7 @@ __all__ = [
     "Artifact",
     "Augmentation",
     "Backbone",
+    "Callback",
     "Codec",
     "CommitteeMember",
     "Component",
@@ -51,9 +58,14 @@ __all__ = [
     "Initializer",
     "Matcher",
     "Member",
+    "Memory",
+    "Network",
     "Objective",
+    "OpenPopulation",
     "Optimizer",
+    "Parameterization",
     "Plugin",
+    "Population",
     "Registry",
     "Regularizer",
     "Schedule",
@@ -62,10 +74,16 @@ __all__ = [
     "StageFinished",
     "StageStarted",
     "Step",
+    "Stock",
+    "SynthesisState",
+    "SynthesisStep",
     "Task",
     "TensorSplit",
+    "Term",
+    "Used",
     "View",
     "discover",
     "hookimpl",
     "identity_view",
+    "named",
 ]

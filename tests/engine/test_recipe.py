@@ -226,6 +226,8 @@ OLD_VALUES = {
     "pretrain.floor": 0.1,
     "synthesis.loop": "original",
     "synthesis.average_start": "first",
+    "synthesis.backbone_order": "random",
+    "synthesis.cross_entropy": 0.5,
     "synthesis.group": 2,
     "synthesis.matchers.*.first": 10.0,
     "synthesis.matchers.*.drop": 0.5,

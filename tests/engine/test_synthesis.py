@@ -199,14 +199,14 @@ def test_images_stay_valid_pixels_after_every_step(make_run, monkeypatch):
     run = make_run(("synthesis.learning_rate", 5.0), ("synthesis.regularizers", ["l2"]))
     low, high = run.data.normalization.pixel_range("cpu")
     seen = []
-    original = SynthesisLoop._step
+    original = SynthesisLoop._take
 
     def step(self, *arguments):
         values = original(self, *arguments)
-        seen.append(self.images.detach().clone())
+        seen.append(self.learnt.leaves["pixels"].detach().clone())
         return values
 
-    monkeypatch.setattr(SynthesisLoop, "_step", step)
+    monkeypatch.setattr(SynthesisLoop, "_take", step)
     run.synthesized()
     assert len(seen) == 12
     for images in seen:
@@ -218,7 +218,11 @@ def test_images_stay_valid_pixels_after_every_step(make_run, monkeypatch):
 def test_backbones_in_turn_or_drawn(make_run):
     orders = {}
     for order in ("cycle", "random"):
-        changes = [("synthesis.backbone_order", order), ("synthesis.iterations", 40), ("synthesis.batch", 6)]
+        changes = [
+            ("synthesis.population", {"use": "pretrained", "order": order}),
+            ("synthesis.iterations", 40),
+            ("synthesis.batch", 6),
+        ]
         run = make_run(*changes, out=order)
         run.synthesized()
         orders[order] = [event["labels"]["backbone"] for event in steps_logged(run.out)]

@@ -81,7 +81,7 @@ class ToyFault(Regularizer):
     where: Literal["loss", "gradient"] = "loss"
     _calls: int = PrivateAttr(0)
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def penalty(self, images: Tensor, labels: Tensor) -> Tensor:
         self._calls += 1
         zero = (images * 0).sum()
         if self._calls <= self.at:

@@ -56,7 +56,7 @@ CASES = [
 @pytest.mark.parametrize(("shape", "labels", "tau"), CASES)
 def test_dd_equals_equation_5(shape, labels, tau):
     x = 0.15 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    loss = DataDensification(temperature=tau).loss(x, torch.tensor(labels))
+    loss = DataDensification(temperature=tau).penalty(x, torch.tensor(labels))
     assert loss.shape == ()
     assert loss.item() == pytest.approx(dd_terms(x.numpy(), labels, tau)[0], rel=1e-9, abs=1e-13)
 
@@ -65,7 +65,7 @@ def test_dd_equals_equation_5(shape, labels, tau):
 def test_dd_gradient_equals_finite_differences_with_the_target_held(shape, labels, tau):
     generator = torch.Generator().manual_seed(3)
     x = (0.15 * torch.randn(shape, dtype=torch.float64, generator=generator)).requires_grad_()
-    DataDensification(temperature=tau).loss(x, torch.tensor(labels)).backward()
+    DataDensification(temperature=tau).penalty(x, torch.tensor(labels)).backward()
     fixed = dd_terms(x.detach().numpy(), labels, tau)[1]
     for _ in range(5):
         direction = torch.randn(shape, dtype=torch.float64, generator=generator)
@@ -88,7 +88,7 @@ def test_dd_of_any_batch(labels, channels, size, seed):
     generator = torch.Generator().manual_seed(seed)
     x = size * torch.randn(len(labels), channels, 3, 3, dtype=torch.float64, generator=generator)
     x.requires_grad_()
-    loss = DataDensification().loss(x, torch.tensor(labels))
+    loss = DataDensification().penalty(x, torch.tensor(labels))
     assert loss.item() == pytest.approx(dd_terms(x.detach().numpy(), labels, 4.0)[0], rel=1e-7, abs=1e-11)
     loss.backward()
     alone = torch.tensor([labels.count(label) == 1 for label in labels])
@@ -99,13 +99,13 @@ def test_dd_of_any_batch(labels, channels, size, seed):
 def test_dd_one_image_a_class_adds_exactly_nothing():
     torch.manual_seed(0)
     x = torch.randn(3, 1, 8, 8, requires_grad=True)
-    loss = DataDensification().loss(x, torch.tensor([0, 1, 2]))
+    loss = DataDensification().penalty(x, torch.tensor([0, 1, 2]))
     loss.backward()
     assert loss.item() == 0
     assert (x.grad == 0).all()
     pair, single = torch.randn(2, 1, 4, 4) / 4, torch.randn(1, 1, 4, 4)
-    both = DataDensification().loss(torch.cat([pair, single]), torch.tensor([0, 0, 1]))
-    assert both.item() == DataDensification().loss(pair, torch.tensor([0, 0])).item()
+    both = DataDensification().penalty(torch.cat([pair, single]), torch.tensor([0, 0, 1]))
+    assert both.item() == DataDensification().penalty(pair, torch.tensor([0, 0])).item()
 
 
 def test_dd_of_identical_images_is_finite():
@@ -113,7 +113,7 @@ def test_dd_of_identical_images_is_finite():
     torch.manual_seed(0)
     for scale in (0.1, 1.0, 100.0):
         x = (scale * torch.randn(1, 3, 32, 32)).repeat(6, 1, 1, 1).requires_grad_()
-        loss = DataDensification().loss(x, torch.tensor([0, 0, 0, 1, 1, 1]))
+        loss = DataDensification().penalty(x, torch.tensor([0, 0, 0, 1, 1, 1]))
         loss.backward()
         assert loss.isfinite()
         assert x.grad.isfinite().all()
@@ -128,15 +128,15 @@ def entropy(x: torch.Tensor) -> float:
 def test_dd_is_least_for_orthogonal_images_and_its_gradient_evens_the_spectrum():
     labels = torch.zeros(4, dtype=torch.int64)
     eye = torch.eye(4, dtype=torch.float64).reshape(4, 1, 2, 2).requires_grad_()
-    loss = DataDensification().loss(eye, labels)
+    loss = DataDensification().penalty(eye, labels)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-12)
     assert eye.grad.abs().max() < 1e-12
     x = torch.randn(4, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 2
-    before = DataDensification().loss(x.requires_grad_(), labels)
+    before = DataDensification().penalty(x.requires_grad_(), labels)
     before.backward()
     moved = x.detach() - 0.01 * x.grad
-    assert DataDensification().loss(moved, labels) < before
+    assert DataDensification().penalty(moved, labels) < before
     assert entropy(moved) > entropy(x)
 
 
@@ -145,10 +145,10 @@ def test_dd_in_half_precision_is_computed_in_float32(dtype):
     x = (torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)) / 8).to(dtype).requires_grad_()
     labels = torch.tensor([0, 0, 1, 1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = DataDensification().loss(x, labels)
+        loss = DataDensification().penalty(x, labels)
     loss.backward()
     assert loss.dtype == torch.float32
-    exact = DataDensification().loss(x.detach().double(), labels).item()
+    exact = DataDensification().penalty(x.detach().double(), labels).item()
     # The loss is a small difference of log-probabilities of order 1, two in each of two classes. Each of them
     # is rounded to float32, so the error is absolute. A Gram matrix in half precision would be off by 1e-5.
     assert loss.item() == pytest.approx(exact, rel=0, abs=4 * torch.finfo(torch.float32).eps)
@@ -160,11 +160,11 @@ def test_dd_of_broken_images_is_nan_not_an_exception(bad):
     torch.manual_seed(0)
     x = torch.randn(4, 1, 4, 4)
     x[1, 0, 2, 2] = bad
-    assert DataDensification().loss(x, torch.tensor([0, 0, 1, 1])).isnan()
+    assert DataDensification().penalty(x, torch.tensor([0, 0, 1, 1])).isnan()
 
 
 def test_dd_of_an_empty_batch():
-    assert DataDensification().loss(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)).item() == 0
+    assert DataDensification().penalty(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)).item() == 0
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 1), (1, 2, 1, 4), (3, 1, 8, 8)])
@@ -180,10 +180,10 @@ def test_tv_and_l2_equal_their_formulas(shape):
         if j + 1 < shape[3]:
             right.append(abs(values[b, c, i, j + 1] - values[b, c, i, j]))
     variation = sum(down) / max(len(down), 1) + sum(right) / max(len(right), 1)
-    assert TotalVariation().loss(x, labels).item() == pytest.approx(variation, abs=1e-12)
-    assert SquaredNorm().loss(x, labels).item() == pytest.approx(sum(squares) / len(squares))
-    assert torch.autograd.gradcheck(lambda t: TotalVariation().loss(t, labels), x)
-    assert torch.autograd.gradcheck(lambda t: SquaredNorm().loss(t, labels), x)
+    assert TotalVariation().penalty(x, labels).item() == pytest.approx(variation, abs=1e-12)
+    assert SquaredNorm().penalty(x, labels).item() == pytest.approx(sum(squares) / len(squares))
+    assert torch.autograd.gradcheck(lambda t: TotalVariation().penalty(t, labels), x)
+    assert torch.autograd.gradcheck(lambda t: SquaredNorm().penalty(t, labels), x)
 
 
 def test_temperature_is_positive():

@@ -20,6 +20,7 @@ from gvbsm_registry import (
     KINDS,
     Augmentation,
     Backbone,
+    Callback,
     Codec,
     Component,
     Dataset,
@@ -30,11 +31,20 @@ from gvbsm_registry import (
     GvbsmError,
     Initializer,
     Matcher,
+    Memory,
+    Network,
     Objective,
+    OpenPopulation,
     Optimizer,
+    Parameterization,
+    Population,
     Regularizer,
     Schedule,
+    Stock,
+    SynthesisState,
+    SynthesisStep,
     TensorSplit,
+    Term,
     View,
     artifacts,
     discover,
@@ -200,6 +210,18 @@ def test_first_party_datasets(
 # From here on: components that break one rule each.
 
 
+class OneNetwork(OpenPopulation):
+    """The members of a population with one network; it draws what `drawn` makes of it."""
+
+    def __init__(
+        self, network: Any, drawn: Callable[[Any, int], Any] = lambda network, step: [network]
+    ) -> None:
+        self.network, self.drawn = network, drawn
+
+    def draw(self, step: int) -> Any:
+        return self.drawn(self.network, step)
+
+
 class Bad:
     """One of each kind that conforms, to be broken in the tests; all with a docstring and a name."""
 
@@ -242,8 +264,43 @@ class Bad:
 
         name = "squares"
 
-        def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        def penalty(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return images.square().mean()
+
+    class Sum(Term):
+        """Squares of the logits."""
+
+        name = "sum"
+
+        def loss(self, step: SynthesisStep, memory: Memory) -> torch.Tensor:
+            return step.logits(step.networks[0]).square().mean()
+
+    class First(Population):
+        """The first backbone."""
+
+        name = "first"
+
+        def open(self, stock: Stock, generator: torch.Generator) -> OpenPopulation:
+            return OneNetwork(stock.pretrained(0))
+
+    class Double(Parameterization):
+        """Half of the pixels."""
+
+        name = "double"
+
+        def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"half": images / 2}
+
+        def decode(self, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
+            return 2 * leaves["half"]
+
+    class Fade(Callback):
+        """Less contrast."""
+
+        name = "fade"
+
+        def after(self, step: int, state: SynthesisState) -> None:
+            state.replace(0.9 * state.images)
 
     class Start(Initializer):
         """Noise."""
@@ -423,9 +480,55 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         "changes the activation in place",
     ),
     (Bad.Means, "targets", lambda self, module: {"mean": torch.zeros(99)}, "targets {'mean': (99,)}"),
-    (Bad.Norm, "loss", lambda self, images, labels: images.square(), "not a float scalar"),
-    (Bad.Norm, "loss", lambda self, images, labels: images.square().sum().sqrt(), "gradient is not finite"),
-    (Bad.Norm, "loss", lambda self, images, labels: images.square().mean() + torch.rand(()), "compiled"),
+    (Bad.Norm, "penalty", lambda self, images, labels: images.square(), "not a float scalar"),
+    (
+        Bad.Norm,
+        "penalty",
+        lambda self, images, labels: images.square().sum().sqrt(),
+        "gradient is not finite",
+    ),
+    (Bad.Norm, "penalty", lambda self, images, labels: images.square().mean() + torch.rand(()), "compiled"),
+    (Bad.Sum, "loss", lambda self, step, memory: step.logits(step.networks[0]), "not a float scalar"),
+    (Bad.Sum, "loss", lambda self, step, memory: step.images.detach().sum(), "has no gradient"),
+    (Bad.Sum, "loss", lambda self, step, memory: step.images.sum() * torch.rand(()), "differs the second"),
+    (
+        Bad.Sum,
+        "loss",
+        lambda self, step, memory: memory.setdefault("kept", step.images.sum()),
+        "the gradient is not finite",
+    ),
+    (Bad.First, "open", lambda self, stock, generator: None, "not a gvbsm_registry.OpenPopulation"),
+    (
+        Bad.First,
+        "open",
+        lambda self, stock, generator: OneNetwork(stock.pretrained(0), lambda network, step: []),
+        "it draws no network",
+    ),
+    (
+        Bad.First,
+        "open",
+        lambda self, stock, generator: OneNetwork(
+            stock.pretrained(0),
+            lambda network, step: [Network("n", network.module, float(torch.rand(())))],
+        ),
+        "the second time other networks",
+    ),
+    (Bad.Double, "decode", lambda self, leaves: leaves["half"], "is not the images"),
+    (Bad.Double, "decode", lambda self, leaves: 2 * leaves["half"].detach(), "it raised RuntimeError"),
+    (Bad.Double, "project", lambda self, leaves, pixel_range: leaves, "it changes the leaves in place"),
+    (Bad.Fade, "after", lambda self, step, state: state.replace(state.images[:1]), "the images are (1, 3"),
+    (
+        Bad.Fade,
+        "after",
+        lambda self, step, state: state.replace(state.images + torch.rand(())),
+        "otherwise the second time",
+    ),
+    (
+        Bad.Fade,
+        "after",
+        lambda self, step, state: state.activate(torch.arange(6) > 2),
+        "some images never take part",
+    ),
     (
         Bad.Start,
         "images",

@@ -33,7 +33,7 @@ class GramDiversity(Regularizer):
 
     name = "gram_diversity"
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def penalty(self, images: Tensor, labels: Tensor) -> Tensor:
         from torch.nn.functional import normalize
 
         rows = normalize(images.float().flatten(1), dim=1)

@@ -14,7 +14,8 @@ from gvbsm_registry.kinds.component import Component
 from gvbsm_registry.kinds.images import Augmentation, Dataset, Initializer
 from gvbsm_registry.kinds.networks import Backbone, Ensembler, Member
 from gvbsm_registry.kinds.running import Codec, Executor, Exporter, Task
-from gvbsm_registry.kinds.terms import Activation, Matcher, Objective, Regularizer
+from gvbsm_registry.kinds.synthesis import Callback, Parameterization, Population
+from gvbsm_registry.kinds.terms import Activation, Matcher, Objective, Regularizer, Term
 from gvbsm_registry.kinds.training import Optimizer, Schedule
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Activation",
     "Augmentation",
     "Backbone",
+    "Callback",
     "Codec",
     "Component",
     "Dataset",
@@ -34,9 +36,12 @@ __all__ = [
     "Member",
     "Objective",
     "Optimizer",
+    "Parameterization",
+    "Population",
     "Regularizer",
     "Schedule",
     "Task",
+    "Term",
 ]
 
 CONTRACT_VERSION = "2.0"
@@ -44,8 +49,12 @@ CONTRACT_VERSION = "2.0"
 KINDS: tuple[type[Component], ...] = (
     Dataset,
     Backbone,
+    Population,
     Matcher,
     Regularizer,
+    Term,
+    Parameterization,
+    Callback,
     Initializer,
     Augmentation,
     Schedule,

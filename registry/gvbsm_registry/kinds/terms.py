@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ from gvbsm_registry.kinds.component import Component
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
+
+    from gvbsm_registry.step import Memory, SynthesisStep
 
 
 class Activation(Protocol):
@@ -34,7 +36,28 @@ class Activation(Protocol):
         """
 
 
-class Matcher(Component):
+class Term(Component):
+    """A summand of the loss that images are optimised for."""
+
+    kind = "term"
+
+    weight: float = Field(1.0, ge=0, description="weight of this term in the loss")
+
+    separable: ClassVar[bool] = True
+    """Whether the term of many images is the sum of those of their image batches.
+
+    Where a term says False, all images of the set are one image batch.
+    """
+
+    @abstractmethod
+    def loss(self, step: SynthesisStep, memory: Memory) -> Tensor:
+        """Return a scalar, differentiable in `step.images`; the engine multiplies it by `weight`.
+
+        memory: tensors that this term keeps from step to step, one table for each image batch; {} at first.
+        """
+
+
+class Matcher(Term):
     """A statistic of activations that synthetic images have to match (one term of L_BN or L_Conv).
 
     The engine does the rest for every matcher alike: measuring targets over the data set (Eq. 9), running
@@ -64,21 +87,27 @@ class Matcher(Component):
         """Return the real data's statistics if the site's module knows them (BatchNorm), else None."""
         return None
 
+    def loss(self, step: SynthesisStep, memory: Memory) -> Tensor:
+        """Return the term as the engine works it out; with `weight` in it."""
+        return step.matched(self)
+
     def measured_by(self) -> dict[str, Any]:
         """Return the options that the measured targets depend on."""
         return {"use": self.full_name, **self.model_dump(mode="json", exclude=set(Matcher.model_fields))}
 
 
-class Regularizer(Component):
+class Regularizer(Term):
     """A loss on the images themselves."""
 
     kind = "regularizer"
 
-    weight: float = Field(1.0, ge=0, description="weight of this term in the loss")
-
     @abstractmethod
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def penalty(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return a scalar from normalised images, float [B, C, H, W], and their labels, int64 [B]."""
+
+    def loss(self, step: SynthesisStep, memory: Memory) -> Tensor:
+        """Return the penalty on the step's images."""
+        return self.penalty(step.images, step.labels)
 
 
 class Objective(Component):

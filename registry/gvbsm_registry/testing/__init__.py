@@ -17,6 +17,7 @@ from typing import Any
 from gvbsm_registry.kinds import (
     Augmentation,
     Backbone,
+    Callback,
     Codec,
     Component,
     Dataset,
@@ -27,8 +28,11 @@ from gvbsm_registry.kinds import (
     Matcher,
     Objective,
     Optimizer,
+    Parameterization,
+    Population,
     Regularizer,
     Schedule,
+    Term,
 )
 from gvbsm_registry.testing.cases import Case, cases, run
 from gvbsm_registry.testing.plugins import check_plugin
@@ -43,6 +47,7 @@ __all__ = [
     "check",
     "check_augmentation",
     "check_backbone",
+    "check_callback",
     "check_codec",
     "check_dataset",
     "check_ensembler",
@@ -52,9 +57,12 @@ __all__ = [
     "check_matcher",
     "check_objective",
     "check_optimizer",
+    "check_parameterization",
     "check_plugin",
+    "check_population",
     "check_regularizer",
     "check_schedule",
+    "check_term",
 ]
 
 
@@ -132,3 +140,23 @@ def check_executor(component: Executor | type[Executor]) -> None:
 def check_exporter(component: Exporter | type[Exporter]) -> None:
     """Check an exporter on a small made-up run. Raises ConformanceError."""
     _check(Exporter, component)
+
+
+def check_term(component: Term | type[Term]) -> None:
+    """Check a term on small networks. Raises ConformanceError."""
+    _check(Term, component)
+
+
+def check_population(component: Population | type[Population]) -> None:
+    """Check a population on small networks. Raises ConformanceError."""
+    _check(Population, component)
+
+
+def check_parameterization(component: Parameterization | type[Parameterization]) -> None:
+    """Check a parameterization. Raises ConformanceError."""
+    _check(Parameterization, component)
+
+
+def check_callback(component: Callback | type[Callback]) -> None:
+    """Check a callback on a small made-up state. Raises ConformanceError."""
+    _check(Callback, component)

@@ -11,12 +11,22 @@ from pydantic import ValidationError
 
 from gvbsm_registry.discovery import format_validation_error
 from gvbsm_registry.kinds import KINDS, Component
-from gvbsm_registry.testing import backbones, components, data, losses, matchers, running, training, views
+from gvbsm_registry.testing import (
+    backbones,
+    components,
+    data,
+    losses,
+    matchers,
+    running,
+    synthesis,
+    training,
+    views,
+)
 from gvbsm_registry.testing.requirements import ConformanceError, Context, Requirement, fail
 
 REQUIREMENTS = tuple(
     value
-    for module in (components, backbones, data, losses, matchers, running, training, views)
+    for module in (components, backbones, data, losses, matchers, running, synthesis, training, views)
     for value in vars(module).values()
     if isinstance(value, Requirement)
 )

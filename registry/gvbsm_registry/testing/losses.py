@@ -87,16 +87,16 @@ def _batches(device: str) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 @requirement("regularizer", devices=True)
 def _a_scalar_with_a_gradient(context: Context) -> None:
-    """`loss` returns a finite float scalar, differentiable in the images with a finite gradient; for one
+    """`penalty` returns a finite float scalar, differentiable in the images with a finite gradient; for one
     image, one class, grey images, odd sizes and images of one colour too."""
     import torch
 
     for what, batch, labels in _batches(context.device):
         batch.requires_grad_(True)
-        _gradient(_is_loss(context.component.loss(batch, labels), what), batch, what)
+        _gradient(_is_loss(context.component.penalty(batch, labels), what), batch, what)
     flat = torch.zeros(4, 3, 8, 8, device=context.device, requires_grad=True)
     what = "images of one colour"
-    value = context.component.loss(flat, _labels(4, 2, context.device))
+    value = context.component.penalty(flat, _labels(4, 2, context.device))
     _gradient(_is_loss(value, what), flat, what)
 
 
@@ -107,7 +107,7 @@ def _deterministic_and_without_side_effects(context: Context) -> None:
 
     batch, labels = images(), _labels(6, 3, "cpu")
     before = batch.clone(), labels.clone()
-    _same_twice(lambda: context.component.loss(batch, labels), "the loss")
+    _same_twice(lambda: context.component.penalty(batch, labels), "the loss")
     require(torch.equal(batch, before[0]) and torch.equal(labels, before[1]), "it changes its arguments")
 
 
@@ -118,7 +118,7 @@ def _works_with_autocast(context: Context) -> None:
 
     batch, labels = images(device=context.device).requires_grad_(True), _labels(6, 3, context.device)
     with torch.autocast(context.device, torch.bfloat16):
-        value = context.component.loss(batch, labels)
+        value = context.component.penalty(batch, labels)
     _gradient(_is_loss(value.float(), "under autocast"), batch, "under autocast")
 
 
@@ -126,7 +126,7 @@ def _works_with_autocast(context: Context) -> None:
 def _works_compiled(context: Context) -> None:
     """torch.compile changes neither the loss nor its gradient."""
     labels = _labels(6, 3, "cpu")
-    _same_compiled(lambda batch: context.component.loss(batch, labels), images())
+    _same_compiled(lambda batch: context.component.penalty(batch, labels), images())
 
 
 def _rows(count: int, classes: int, device: str) -> tuple[Tensor, Tensor, Tensor]:

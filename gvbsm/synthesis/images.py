@@ -1,0 +1,125 @@
+"""The images of a unit between two steps: what is learnt, what callbacks see and change of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Generator, Tensor
+
+from gvbsm.recipe.schema import Synthesis
+from gvbsm_registry import Memory, Source
+
+
+class LearntImages:
+    """What is learnt, the leaves, with its optimizer; images are decoded from it.
+
+    pixel_range: the normalised values of black and white.
+    """
+
+    def __init__(self, section: Synthesis, images: Tensor, pixel_range: tuple[Tensor, Tensor]) -> None:
+        self._section, self.pixel_range = section, pixel_range
+        self.leaves = {
+            name: leaf.detach().clone().requires_grad_(True)
+            for name, leaf in section.parameterization.encode(images).items()
+        }
+        self.active = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self.restart_optimizer()
+
+    def restart_optimizer(self) -> None:
+        """Build the optimizer anew."""
+        section = self._section
+        self.optimizer = section.optimizer.build(self.leaves.values(), section.learning_rate)
+
+    def decode(self) -> Tensor:
+        """Return the images, [N, C, H, W], differentiable in the leaves."""
+        return self._section.parameterization.decode(self.leaves)
+
+    @torch.no_grad()
+    def now(self) -> Tensor:
+        """Return the images as they are, within the pixels' range."""
+        return self.decode().detach().clamp(*self.pixel_range)
+
+    @torch.no_grad()
+    def replace(self, images: Tensor) -> None:
+        """Go on from other images."""
+        encoded = self._section.parameterization.encode(
+            images.to(self.active.device).clamp(*self.pixel_range)
+        )
+        for name, leaf in self.leaves.items():
+            leaf.copy_(encoded[name])
+
+    def update(self, gradients: tuple[Tensor, ...], rate: float) -> None:
+        """Take one step of the optimizer; images that are not active stay as they are."""
+        leaves = list(self.leaves.values())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        idle = None if bool(self.active.all()) else ~self.active
+        before = [] if idle is None else [leaf.detach()[idle].clone() for leaf in leaves]
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        self.optimizer.step()
+        with torch.no_grad():
+            self._section.parameterization.project(self.leaves, self.pixel_range)
+            for leaf, kept in zip(leaves, before, strict=False):
+                leaf[idle] = kept
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that a later run needs to go on from here."""
+        tensors = {f"leaf.{name}": leaf.detach() for name, leaf in self.leaves.items()}
+        tensors["active"] = self.active
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer.{index}.{name}": torch.as_tensor(value)
+                for name, value in values.items()
+                if value is not None
+            }
+        return tensors
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        with torch.no_grad():
+            for name, leaf in self.leaves.items():
+                leaf.copy_(state[f"leaf.{name}"])
+        self.active = state["active"].to(self.active.device)
+        by_leaf: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                by_leaf.setdefault(int(index), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": by_leaf, "param_groups": groups})
+
+
+class BatchState:
+    """An image batch between two steps: see `gvbsm_registry.SynthesisState`."""
+
+    def __init__(
+        self,
+        learnt: LearntImages,
+        steps: int,
+        labels: Tensor,
+        ranks: Tensor,
+        source: Source,
+        generator: Generator,
+        memory: Memory,
+    ) -> None:
+        self._learnt = learnt
+        self.steps, self.labels, self.ranks = steps, labels, ranks
+        self.source, self.generator, self.memory = source, generator, memory
+        self.replace: Callable[[Tensor], None] = learnt.replace
+        self.restart_optimizer = learnt.restart_optimizer
+
+    @property
+    def images(self) -> Tensor:
+        """The images as they are now."""
+        return self._learnt.now()
+
+    @property
+    def active(self) -> Tensor:
+        """Which images take part in steps."""
+        return self._learnt.active.clone()
+
+    def activate(self, active: Tensor) -> None:
+        """Say which images take part in the next steps."""
+        self._learnt.active = active.to(self._learnt.active).clone()
