@@ -15,7 +15,7 @@ from gvbsm.recipe.schema import Recipe
 from gvbsm.report import after_run
 from gvbsm.report.gather import ReportInputs, StoredBackbone
 from gvbsm.results.finished import FinishedRun
-from gvbsm.results.records import write_records
+from gvbsm.results.records import with_protocol, write_records
 from gvbsm.runtime import distributed
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import open_data
@@ -196,7 +196,8 @@ def run_stages(opened: Run, until: str = "evaluation") -> None:
         if stage == "pretrain":
             check_accuracies(plan.networks, data, plan.recipe.pretrain.min_accuracy)
     if until == "evaluation":
-        write_records(plan.out, [unit.read().meta["record"] for unit in plan.students])
+        records = [unit.read().meta["record"] for unit in plan.students]
+        write_records(plan.out, [with_protocol(record, plan.recipe.protocol) for record in records])
 
 
 def tidy(out: Path, store: Path) -> None:

@@ -34,10 +34,13 @@ def run_and_print(
 
     folder = pipeline.run(recipe, out=out, overrides=overrides, registry=load_plugins(), **where)
     if where.get("until") in (None, list(STAGES)[-1]):
-        from gvbsm.results.records import read_records
+        from gvbsm.results.finished import FinishedRun
+        from gvbsm.results.records import published_rows
         from gvbsm.results.tables import accuracy_table
 
-        click.echo(accuracy_table(read_records(folder)).text())
+        finished = FinishedRun(folder)
+        rows = published_rows(finished.recipe)
+        click.echo(accuracy_table(finished.records, published=rows).text())
     click.echo(f"results are in {folder}")
 
 

@@ -91,8 +91,10 @@ def lay(tables: Tables, layer: str, name: str, registry: Registry) -> Tables:
     there is none.
     """
     path = _layer(layer, name, registry)
-    made = lay_over(tables, {layer: path.stem, **without_own(compose(path, registry))})
-    return {**made, "name": f"{tables.get('name', 'unnamed')}-{path.stem}"}
+    name_too = f"{tables.get('name', 'unnamed')}-{path.stem}"
+    untold = {"reproduces"} if layer == "protocol" else {"reproduces", "description"}
+    below = {key: value for key, value in tables.items() if key not in untold}
+    return lay_over(below, {layer: path.stem, **without_own(compose(path, registry)), "name": name_too})
 
 
 def _layer(layer: str, name: str, registry: Registry) -> Path:
@@ -111,17 +113,30 @@ def without_own(tables: Tables) -> Tables:
 
 
 def lay_over(below: Tables, above: Tables) -> Tables:
-    """Return `above` merged over `below`; a protocol that is changed by that, and not named anew, says so."""
-    made = merge(below, above)
-    return made if "protocol" in above else told_protocol(below, made)
+    """Return `above` merged over `below`, without what then holds no longer."""
+    return settle(below, merge(below, above), set(above))
 
 
-def told_protocol(before: Tables, after: Tables) -> Tables:
-    """Return `after`, whose protocol is marked as changed if students are trained in another way."""
+def settle(before: Tables, after: Tables, said: set[str]) -> Tables:
+    """Return `after` without what was said before and no longer holds.
+
+    said: the keys at top level that were given anew. A protocol is marked as changed if students are trained
+    in another way; published figures belong to a method, and a data set's name to its data.
+    """
+    made = dict(after)
     protocol = before.get("protocol")
-    if not isinstance(protocol, str) or not protocol or _training(before) == _training(after):
-        return after
-    return {**after, "protocol": protocol.removesuffix(CHANGED) + CHANGED}
+    if "protocol" not in said and protocol and isinstance(protocol, str):
+        same = _training(before) == _training(after)
+        made["protocol"] = protocol if same else protocol.removesuffix(CHANGED) + CHANGED
+    if "method" in said and "published" not in said:
+        made.pop("published", None)
+    if "data_name" not in said and _use(before.get("data")) != _use(after.get("data")):
+        made.pop("data_name", None)
+    return made
+
+
+def _use(component: Any) -> Any:
+    return component.get("use") if isinstance(component, dict) else component
 
 
 def _training(tables: Tables) -> list[Any]:

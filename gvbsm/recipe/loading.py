@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gvbsm.recipe.composing import LAYERS, compose, find, lay, read_tables, told_protocol
+from gvbsm.recipe.composing import LAYERS, compose, find, lay, read_tables, settle
 from gvbsm.recipe.fields import Used
 from gvbsm.recipe.schema import Recipe
 from gvbsm_registry import GvbsmError, Registry
@@ -78,7 +78,7 @@ def _overridden(tables: dict[str, Any], registry: Registry, overrides: Overrides
         changed = copy.deepcopy(tables)
         _write_out_default(changed, key)
         override(changed, key, value)
-        tables = told_protocol(tables, changed)
+        tables = settle(tables, changed, {key.partition(".")[0]})
     return tables
 
 

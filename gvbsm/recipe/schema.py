@@ -205,6 +205,16 @@ class Evaluation(Section):
         return students
 
 
+class Published(Section):
+    """One published figure: what somebody reports of a method on a data set."""
+
+    data: str = Field(description="the data set, by the name of its component or `data_name`")
+    ipc: int = Field(ge=1, description="images per class")
+    student: str = Field(description="the network that was trained, as it is typed or in words")
+    top1: float = Field(ge=0, le=100, description="in percent")
+    source: str = Field("", description="where it stands")
+
+
 class Recipe(Section):
     """A whole recipe."""
 
@@ -227,12 +237,23 @@ class Recipe(Section):
     )
     seed: int = Field(0, ge=0, description="all randomness derives from it")
     data: UseDataset = named("digits")
+    data_name: str = Field(
+        "",
+        json_schema_extra=NO_RESULT,
+        description="what published figures call the data set, if not by the name of `data`",
+    )
     backbones: tuple[UseBackbone, ...] = Field(cast(Any, ("convnet",)), min_length=1, validate_default=True)
     pretrain: Pretrain
     measure: Measure
     synthesis: Synthesis
     relabel: Relabel
     evaluation: Evaluation
+    published: tuple[Published, ...] = Field(
+        (),
+        json_schema_extra=NO_RESULT,
+        description="figures of others (`[[published]]`: data, ipc, student, top1 in percent, source): those "
+        "of this data set and IPC are shown beside ours",
+    )
 
     def toml(self) -> str:
         """Return the recipe with every default written out, as TOML that makes an equal recipe."""

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gvbsm.results.card import FACTS
 from gvbsm.results.finished import FinishedRun
+from gvbsm.results.records import published_rows
 from gvbsm_registry import GvbsmError, Split
 from gvbsm_registry.artifacts import read
 
@@ -88,6 +90,7 @@ class RunFacts:
     recipe: str
     facts: dict[str, str]
     records: list[dict[str, Any]]
+    published: list[dict[str, Any]]
     steps: list[dict[str, Any]]
     stages: list[tuple[str, float | None, int]]
     samples: dict[str, Sample]
@@ -121,6 +124,7 @@ def gather(inputs: ReportInputs) -> RunFacts:
         (run.folder / "recipe.toml").read_text(encoding="utf-8"),
         _facts(inputs),
         run.records,
+        published_rows(run.recipe) if run.records else [],
         [event for event in events if event["event"] == "step" and event.get("stage") == "synthesis"],
         _stages(inputs.files, events),
         samples,
@@ -160,7 +164,7 @@ def _facts(inputs: ReportInputs) -> dict[str, str]:
     synthesis = recipe["synthesis"]
     facts = {
         "recipe": str(recipe["name"]),
-        **{key: str(recipe[key]) for key in ("description", "reproduces") if recipe.get(key)},
+        **{key: str(recipe[key]) for key in FACTS if recipe.get(key)},
         "data": f"{inputs.data}: {len(train):,} training and {inputs.tests:,} test images, "
         f"{len(train.classes):,} classes, {train.image_size}×{train.image_size}×{train.channels}",
         "start": f"{synthesis['initializer']['use']}, {synthesis['iterations']:,} iterations",

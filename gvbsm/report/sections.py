@@ -64,7 +64,7 @@ def render(run: RunFacts, colours: Mapping[str, str], runs: int = 1) -> Page:
     """
     return Page(
         run,
-        accuracy_table(run.records),
+        accuracy_table(run.records, published=run.published),
         score_table({run.name: run.records}),
         _accuracy(run),
         strips(run, PICTURE_BYTES // runs),

@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from gvbsm.results.contact_sheet import contact_sheet
+from gvbsm.results.records import published_rows
 from gvbsm.results.tables import accuracy_table, escape
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from gvbsm_registry import FinishedRun
 
 PICTURES = "examples.png"
+FACTS = ("description", "reproduces", "method", "protocol")
+"""Keys of a recipe that a card and a report repeat, where they say something."""
 MOST_CLASSES, MOST_EACH, SMALLEST_TILE = 10, 10, 48
 OPENING = """from gvbsm import DistilledDataset
 
@@ -34,7 +37,7 @@ def card(run: FinishedRun, opening: str) -> str:
         f"{height}×{width}, {'grey' if channels == 1 else 'colour'}, 8 bits",
         "condensed from": escape(str(run.meta.get("data", "unknown"))),
         "recipe": name,
-        **{key: escape(str(run.recipe[key])) for key in ("description", "reproduces") if run.recipe.get(key)},
+        **{key: escape(str(run.recipe[key])) for key in FACTS if run.recipe.get(key)},
         "seed": str(provenance.get("seed", "unknown")),
         "made with": escape(f"gvbsm {provenance.get('gvbsm', '?')}, torch {provenance.get('torch', '?')}"),
         "key": f"`{run.key}`",
@@ -69,8 +72,9 @@ def _accuracies(run: FinishedRun) -> str:
         return "Not evaluated yet."
     return (
         "Top-1 on the real test images, in percent, mean ± standard deviation over seeds; students are\n"
-        "trained from scratch. `random` is as many random real images, `full` the whole training set.\n\n"
-        + accuracy_table(run.records).markdown()
+        "trained from scratch. `random` is as many random real images, `full` the whole training set;\n"
+        "`published` are others' figures, by protocols of theirs.\n\n"
+        + accuracy_table(run.records, published=published_rows(run.recipe)).markdown()
     )
 
 

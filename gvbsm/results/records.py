@@ -20,7 +20,9 @@ Record = dict[str, Any]
 SCHEMA: Literal[2] = 2
 FILE = "results.json"
 COLUMNS = ["set", "labels", "augmented", "ipc", "student", "seed", "top1", "best_top1", "epochs"]
-COLUMNS += ["image_bytes", "label_bytes"]
+COLUMNS += ["image_bytes", "label_bytes", "protocol_name"]
+OWN_PROTOCOL = "own"
+"""What records call a protocol that has no name."""
 
 
 class _Record(BaseModel):
@@ -38,6 +40,7 @@ class _Record(BaseModel):
     epochs: int
     image_bytes: int
     label_bytes: int
+    protocol_name: str = ""
     per_class: list[float | None] = []
     point: dict[str, Any] = {}
 
@@ -59,6 +62,19 @@ def write_records(folder: Path, records: Iterable[Record], **more: Any) -> list[
     write_text(folder / FILE, text + "\n")
     write_text(folder / "results.csv", csv_text(written))
     return written
+
+
+def with_protocol(record: Record, protocol: str) -> Record:
+    """Return a record with the name of the protocol that its student was trained by."""
+    name = "pretrain" if record["set"] == "full" else protocol or OWN_PROTOCOL
+    return {**record, "protocol_name": name}
+
+
+def published_rows(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the published figures in a resolved recipe's tables that its data set and IPC fit."""
+    data = recipe.get("data_name") or recipe.get("data", {}).get("use")
+    wanted = (data, recipe.get("synthesis", {}).get("ipc"))
+    return [row for row in recipe.get("published", []) if (row["data"], row["ipc"]) == wanted]
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import rich.table
 
@@ -46,10 +47,13 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", one)
 
 
-def accuracy_table(records: Sequence[Record], title: str = "Top-1 on the real test split") -> Table:
+def accuracy_table(
+    records: Sequence[Record], title: str | None = None, published: Sequence[Mapping[str, Any]] = ()
+) -> Table:
     """Return Top-1 in percent, mean ± standard deviation over seeds, by set, labels and student.
 
-    A sweep's points come before, each in a column of its own.
+    A sweep's points come before, each in a column of its own. published: rows of a recipe, shown below. The
+    title, if none is given, names the protocol.
     """
     points = list(dict.fromkeys(name for record in records for name in record.get("point", {})))
     header = [*points, "set", "labels", "IPC", "student", "Top-1 %", "best %", "seeds"]
@@ -70,7 +74,16 @@ def accuracy_table(records: Sequence[Record], title: str = "Top-1 on the real te
                 size(first["label_bytes"]),
             ]
         )
-    return Table(title, [*header, "image bytes", "label bytes"], rows)
+    for row in published:
+        told = ["published", row.get("source", ""), str(row["ipc"]), row["student"], f"{row['top1']:.1f}"]
+        rows.append([*([""] * len(points)), *told, "", "", "", ""])
+    return Table(title or _title(records), [*header, "image bytes", "label bytes"], rows)
+
+
+def _title(records: Sequence[Record]) -> str:
+    names = {record.get("protocol_name", "") for record in records if record["set"] != "full"} - {""}
+    protocol = f", protocol: {', '.join(sorted(names))}" if names else ""
+    return f"Top-1 on the real test split{protocol}"
 
 
 def score_table(runs: dict[str, Sequence[Record]]) -> Table:

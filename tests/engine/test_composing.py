@@ -10,7 +10,8 @@ import pytest
 
 from gvbsm.recipe import composing, loading
 from gvbsm.recipe.fields import Used
-from gvbsm.recipe.schema import Evaluation, Synthesis
+from gvbsm.recipe.schema import Evaluation, Relabel, Synthesis
+from gvbsm.results.records import published_rows
 from gvbsm_registry import GvbsmError, Registry
 
 
@@ -144,6 +145,28 @@ def test_a_recipe_that_names_the_protocol_itself_answers_for_it(registry: Regist
     assert loading.load(tmp_path / "named.toml", registry).protocol == "rd3"
 
 
+def test_what_a_method_published_goes_with_it(registry: Registry, tmp_path: Path) -> None:
+    row = "{ data = 'digits', ipc = 1, student = 'convnet', top1 = 90.0, source = 'a paper' }"
+    write(tmp_path, silent="[method]\ntitle = 'S'\n", told=f"published = [{row}]\n[method]\ntitle = 'T'\n")
+    made = loading.load("cifar10", registry)
+    assert {(row.ipc, row.student): row.top1 for row in made.published if row.data == "cifar10"} == {
+        (10, "convnet"): 46.5,
+        (10, "resnet18_small"): 53.5,
+        (50, "convnet"): 54.3,
+        (50, "resnet18_small"): 59.2,
+    }
+    silent = loading.load("cifar10", registry, [("method", str(tmp_path / "silent.toml"))])
+    assert silent.published == ()
+    assert silent.reproduces == ""  # that is what the recipe was, without the other method
+    told = loading.load("digits", registry, [("method", str(tmp_path / "told.toml"))])
+    assert [row["top1"] for row in published_rows(told.tables())] == [90.0]
+    assert published_rows(loading.change(told, registry, [("synthesis.ipc", 2)]).tables()) == []
+    assert {row["ipc"] for row in published_rows(loading.load("imagenet-1k", registry).tables())} == {10}
+    other = loading.load("cifar10-small", registry, [("data", "digits")])
+    assert (loading.load("cifar10-small", registry).data_name, other.data_name) == ("cifar10", "")
+    assert other.result_tables() == loading.change(other, registry, [("published", [])]).result_tables()
+
+
 def test_trainings_are_keys_of_the_evaluation() -> None:
     assert set(Evaluation.model_fields) > composing.TRAININGS
 
@@ -174,8 +197,10 @@ def test_every_shipped_set_method_and_protocol_is_what_it_should_be(registry: Re
     for name, said in shipped(registry, "protocols").items():
         assert said["protocol"] == name.partition("/")[2]
         assert said["relabel"]["epochs"] == said["evaluation"]["epochs"], name
-        assert {"batch", "optimizer", "learning_rate", "schedule", "objective"} <= set(said["evaluation"])
-        assert not composing.TRAININGS & set(said["evaluation"]), name
+        students = set(Evaluation.model_fields) - composing.TRAININGS
+        assert set(said["evaluation"]) == students, name  # all of it, for none of another's may stay
+        free = {"ensembler", "codec", "keep_fraction", "epochs_per_file"}
+        assert set(said["relabel"]) == set(Relabel.model_fields) - free, name
 
 
 def test_ready_recipes_resolve_to_the_papers_settings(registry: Registry) -> None:

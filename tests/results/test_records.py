@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from gvbsm.results.card import card
+from gvbsm.results.finished import FinishedRun
 from gvbsm.results.records import (
     grouped,
     labels_of,
@@ -17,6 +19,7 @@ from gvbsm.results.records import (
     mean_text,
     read_records,
     student_names,
+    with_protocol,
     write_records,
 )
 from gvbsm.results.scores import scores
@@ -154,3 +157,27 @@ def test_one_table_is_text_markdown_and_a_sweeps() -> None:
 def test_markup_stays_text_in_markdown() -> None:
     text = Table("", ["a"], [["<b>|`x`\n[y](z)"]]).markdown()
     assert text.splitlines()[2] == r"| &lt;b&gt;\|\`x\` \[y\](z) |"
+
+
+def test_published_figures_stand_below_ours_and_the_title_names_the_protocol() -> None:
+    row = {"data": "toy", "ipc": 10, "student": "ConvNet", "top1": 46.54, "source": "Table 7"}
+    table = accuracy_table([with_protocol(record(0.2), "rd3, changed")], published=[row])
+    assert table.title == "Top-1 on the real test split, protocol: rd3, changed"
+    assert table.rows[-1] == ["published", "Table 7", "10", "ConvNet", "46.5", "", "", "", ""]
+    assert len({len(row) for row in (table.header, *table.rows)}) == 1
+    assert with_protocol(record(), "")["protocol_name"] == "own"
+    assert with_protocol(record(set="full"), "rd3")["protocol_name"] == "pretrain"
+    assert accuracy_table([record()]).title == "Top-1 on the real test split"
+
+
+def test_a_run_says_by_which_protocol_and_what_others_published(make_run: Any) -> None:
+    row = {"data": "toy_data", "ipc": 2, "student": "toy", "top1": 12.5, "source": "a paper"}
+    other = {**row, "ipc": 3, "top1": 99.0}
+    run = make_run(("protocol", "rd3"), ("published", [row, other])).until("evaluation")
+    assert {r["protocol_name"] for r in read_records(run.out)} == {"rd3"}
+    assert "protocol_name" in (run.out / "results.csv").read_text().splitlines()[0]
+    (run.out / "recipe.toml").write_text(run.recipe.toml())
+    text = card(FinishedRun(run.out), "pass")
+    assert "| published | a paper | 2 | toy | 12.5 |" in text
+    assert "99.0" not in text
+    assert "| protocol | rd3 |" in text

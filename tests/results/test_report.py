@@ -214,7 +214,7 @@ def test_files_that_are_no_results_are_not_counted(finished: pipeline.Run) -> No
 
 
 def facts(steps: list[dict[str, Any]]) -> RunFacts:
-    return RunFacts("run", ("a",), [0], "", {}, [], steps, [], {}, [], None, [])
+    return RunFacts("run", ("a",), [0], "", {}, [], [], steps, [], {}, [], None, [])
 
 
 def step(backbone: str, number: int, **values: float) -> dict[str, Any]:
