@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -9,11 +10,14 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
+import gvbsm_registry
 from gvbsm_registry import hookspecs
+from gvbsm_registry.discovery import Plugin, Registry
 from gvbsm_registry.kinds import CONTRACT_VERSION, KINDS, Component
 
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "at least", "max_length": "at most"}
@@ -147,8 +151,44 @@ def hooks() -> list[tuple[str, str]]:
     return [(signature(hook), inspect.getdoc(hook) or "") for hook in functions]
 
 
+def objects() -> list[type]:
+    """Return the classes that components and hooks are given or return, and that are not components."""
+    named = [getattr(gvbsm_registry, name) for name in gvbsm_registry.__all__]
+    engines = (Registry, Plugin)  # what the engine alone handles
+    return [
+        value
+        for value in named
+        if inspect.isclass(value) and not issubclass(value, Component) and value not in engines
+    ]
+
+
+def members(kind: type) -> Iterator[tuple[str, str]]:
+    """Yield (signature, docstring) of each public property and method of a class, in its order."""
+    for name, value in vars(kind).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, classmethod | staticmethod):
+            value = value.__func__
+        if inspect.isfunction(value):
+            yield signature(value), inspect.getdoc(value) or ""
+        elif isinstance(value, property | cached_property):
+            getter: Any = value.fget if isinstance(value, property) else value.func
+            result = _Written(inspect.signature(getter).return_annotation)
+            yield f"{name} -> {result!r}", inspect.getdoc(getter) or ""
+
+
+def _object(kind: type) -> Iterator[str]:
+    yield f"### {kind.__name__}"
+    yield inspect.getdoc(kind) or ""
+    if dataclasses.is_dataclass(kind):
+        yield from (f"- `{field.name}`: {field.type}" for field in dataclasses.fields(kind))
+    for text, doc in members(kind):
+        yield f"#### `{text}`"
+        yield doc
+
+
 def markdown() -> str:
-    """Return the reference of all hooks and kinds as Markdown."""
+    """Return the reference of all hooks, kinds and objects as Markdown."""
     title, *intro = HEAD
     parts = [title, "\n".join(intro).format(version=CONTRACT_VERSION), "## Hooks"]
     parts.append("A plugin module defines any of these as plain functions marked with `@hookimpl`.")
@@ -160,7 +200,10 @@ def markdown() -> str:
         parts += [f"- `{option.name}`: {_option_text(option)}" for option in options(kind)]
         for text, doc in contract(kind):
             parts += [f"#### `{text}`", doc]
-    text = "\n\n".join(parts)
+    parts += ["## Objects", "What components and hooks are given, and what they return."]
+    for each in objects():
+        parts += _object(each)
+    text = "\n\n".join(part for part in parts if part)
     return re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", text) + "\n"
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from gvbsm_registry.kinds.networks import Member
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
@@ -14,11 +16,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CommitteeMember:
-    """A pretrained backbone. accuracy: on the test split, 0 to 1. module: frozen, in evaluation mode."""
+class CommitteeMember(Member):
+    """A pretrained backbone; `module` is frozen and in evaluation mode."""
 
-    name: str
-    accuracy: float
     module: Module
 
 

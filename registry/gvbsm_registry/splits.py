@@ -54,6 +54,7 @@ class TensorSplit(Split):
 
     @cached_property
     def digest(self) -> str:
+        """A hex digest of images, labels and classes."""
         made = hashlib.sha256("\0".join(self.classes).encode())
         made.update(repr(tuple(self.images.shape)).encode())
         made.update(self.images.contiguous().cpu().numpy().data)

@@ -113,6 +113,25 @@ def test_the_reference_names_every_kind_hook_and_method() -> None:
         assert f"### `{signature}`" in text
 
 
+def test_the_reference_describes_what_components_are_given() -> None:
+    text = reference.markdown()
+    for name in (
+        "View",
+        "Source",
+        "CommitteeMember",
+        "Split",
+        "TensorSplit",
+        "Activation",
+        "FinishedRun",
+        "Step",
+    ):
+        assert f"\n### {name}\n" in text
+    for kind in reference.objects():
+        assert all(doc for _, doc in reference.members(kind)), (
+            f"{kind.__name__} has a member without a docstring"
+        )
+
+
 def test_links_lead_somewhere() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
