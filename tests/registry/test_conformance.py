@@ -8,6 +8,7 @@ import io
 import pickle
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -566,6 +567,44 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
             identity_view(count, image_size).rolls,
         ),
         "flips differ the second time",
+    ),
+    (
+        Bad.Look,
+        "draw",
+        lambda self, count, image_size, generator, progress=1.0: replace(
+            identity_view(count, image_size), colors=torch.ones(count, 2)
+        ),
+        "colors is torch.float32 (5, 2)",
+    ),
+    (
+        Bad.Look,
+        "draw",
+        lambda self, count, image_size, generator, progress=1.0: replace(
+            identity_view(count, image_size), angles=torch.full((count,), torch.nan)
+        ),
+        "angles are not finite",
+    ),
+    (
+        Bad.Look,
+        "draw",
+        lambda self, count, image_size, generator, progress=1.0: replace(
+            identity_view(count, image_size), cutouts=torch.tensor([[0, 0, 17, 17]]).repeat(count, 1)
+        ),
+        "cutouts reach beyond",
+    ),
+    (
+        Bad.Look,
+        "draw",
+        lambda self, count, image_size, generator, progress=0.0: replace(
+            identity_view(count, image_size), angles=torch.full((count,), 90 * progress)
+        ),
+        "angles differ from those untold",
+    ),
+    (
+        Bad.Look,
+        "draw",
+        lambda self, count, image_size, generator: identity_view(count, image_size),
+        "progress",
     ),
     (Bad.Rate, "factor", lambda self, step, steps: 1 / step, "ZeroDivisionError"),
     (Bad.Rate, "factor", lambda self, step, steps: -1.0, "is not negative"),
