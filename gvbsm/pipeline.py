@@ -25,8 +25,9 @@ from gvbsm.runtime.reporting import Reporter
 from gvbsm.runtime.units import Unit
 from gvbsm.stages import STAGES
 from gvbsm.stages.image_sets import too_few_images
-from gvbsm.stages.plan import LABELS, Plan
+from gvbsm.stages.plan import Plan
 from gvbsm.stages.pretrain import check_accuracies, load_backbone, networks_of
+from gvbsm.stages.relabel import LABELS
 from gvbsm.stages.synthesize import batches_per_step
 from gvbsm.version import __version__
 from gvbsm_registry import Executor, GvbsmError, Initializer, Registry, discover
@@ -189,7 +190,10 @@ def run_stages(opened: Run, until: str = "evaluation") -> None:
     tidy(plan.out, plan.store)
     at_once = batches_per_step(plan.recipe.synthesis, data, opened.context.device)
     for stage in list(STAGES)[: list(STAGES).index(until) + 1]:
-        for wave in plan.waves(stage):
+        waves = plan.waves(stage)
+        if not waves and stage == until and (why := plan.reason_for_nothing(stage)):
+            opened.context.reporter.print(f"{stage}: nothing to do ({why})")
+        for wave in waves:
             if stage == "relabel":
                 _drop_stale_labels(plan)
             execute(opened.context, stage, wave, opened.executor, opened.storing, at_once)
@@ -225,13 +229,15 @@ def report_inputs(opened: Run) -> ReportInputs:
     def load(unit: Unit) -> tuple[torch.nn.Module, float]:
         return load_backbone(context, unit), float(unit.read().meta["top1"])
 
+    needed = {unit.key for unit in plan.networks}
+    shown = [unit for unit in plan.backbones if unit.key in needed]
     return ReportInputs(
         FinishedRun(plan.out),
         data.name,
         data.train,
         len(data.test),
         context.normalize,
-        [StoredBackbone(unit.name, unit.path, partial(load, unit)) for unit in plan.backbones],
+        [StoredBackbone(unit.name, unit.path, partial(load, unit)) for unit in shown],
         {stage: [unit.path for wave in plan.waves(stage) for unit in wave] for stage in STAGES},
     )
 

@@ -20,7 +20,7 @@ from gvbsm.recipe.schema import Recipe
 from gvbsm.runtime.data import Data, open_data
 from gvbsm.runtime.units import Unit
 from gvbsm.stages import relabel, synthesize
-from gvbsm.stages.pretrain import is_trained, networks_of, table_of
+from gvbsm.stages.pretrain import is_trained, needed, networks_of, table_of
 from gvbsm.stages.training import TEST_BATCH, top1
 from gvbsm_registry import Backbone, Initializer, Registry
 from gvbsm_registry.artifacts import canonical
@@ -165,9 +165,11 @@ class _Estimate:
 
     def _pretrain(self) -> Cost:
         cost = Cost("pretrain")
-        tried = zip(networks_of(self.trial.recipe), self.trial.plan.networks, strict=True)
+        tried = zip(networks_of(self.trial.recipe), self.trial.plan.all_networks, strict=True)
         units = {canonical(table_of(network)): unit for network, unit in tried}
         for index, network in enumerate(networks_of(self.recipe)):
+            if index not in needed(self.recipe):
+                continue
             unit = units[canonical(table_of(fresh(network)))]
             if is_trained(self.recipe, index, network):
                 self._training(cost, fresh(network), unit)
@@ -217,6 +219,9 @@ class _Estimate:
     def _relabel(self) -> Cost:
         section = self.recipe.relabel
         cost = Cost("relabel")
+        self.block_bytes = 0
+        if not self.recipe.evaluation.soft:
+            return cost
         epochs = SETS * relabel.kept_epochs(section)
         (unit,) = self.trial.plan.labels["distilled"]
         with self._memory(cost, self._set_bytes()):

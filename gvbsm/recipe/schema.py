@@ -182,7 +182,17 @@ class Evaluation(Section):
     optimizer: UseOptimizer = named({"use": "adamw", "weight_decay": 0.01})
     learning_rate: float = Field(1e-3, gt=0, description="of the optimizer, at the start")
     schedule: UseSchedule = named("cosine")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share that each step keeps of a running mean of the weights, which is tested; 0: none",
+    )
+    soft: bool = Field(
+        True, description="train on soft labels; false: on hard ones alone, and nothing is labelled"
+    )
     objective: UseObjective = named("mse_gt")
+    augmentation: UseAugmentation = named("resized_crop")
     test_every: int = Field(10, ge=1, description="epochs between two tests (the last is always tested)")
     distilled_hard: bool = Field(False, description="also train on the distilled images with hard labels")
     random_baseline: bool = Field(True, description="also train on as many random real images, the baseline")

@@ -62,8 +62,8 @@ def scores(records: Iterable[Record]) -> list[Scores]:
     """Return the scores by student and images per class.
 
     A seed counts for a score where all trainings that the score compares were made with it. LRS compares the
-    set's own (soft) labels and hard ones; all four trainings of ARS have hard labels, so that nothing but the
-    augmentation differs.
+    set's own labels (soft, unless it has hard ones alone) and hard ones; all four trainings of ARS have hard
+    labels, so that nothing but the augmentation differs.
     """
     trainings: dict[tuple[str, int], dict[str, dict[Any, float]]] = {}
     full: dict[str, dict[Any, float]] = {}
@@ -86,12 +86,14 @@ def _scores(student: str, ipc: int, trainings: dict[str, dict[Any, float]]) -> S
         seeds = sorted(set(columns[0]).intersection(*columns[1:]))
         return [tuple(column[seed] for column in columns) for seed in seeds]
 
+    # a set's own labels: soft ones, unless its students see hard labels alone
+    own = "hard" if trainings.get("distilled hard") and not trainings.get("distilled soft") else "soft"
     hlr = tuple(real - hard for real, hard in of_equal_seeds("full hard", "distilled hard"))
-    ior = tuple(soft - chance for soft, chance in of_equal_seeds("distilled soft", "random soft"))
+    ior = tuple(soft - chance for soft, chance in of_equal_seeds(f"distilled {own}", f"random {own}"))
     lrs = tuple(
         label_robust(real - hard, soft - chance)
         for real, hard, soft, chance in of_equal_seeds(
-            "full hard", "distilled hard", "distilled soft", "random soft"
+            "full hard", "distilled hard", f"distilled {own}", f"random {own}"
         )
     )
     without = ("distilled hard, without augmentation", "random hard, without augmentation")
@@ -101,5 +103,6 @@ def _scores(student: str, ipc: int, trainings: dict[str, dict[Any, float]]) -> S
             "distilled hard", "random hard", *without
         )
     )
-    missing = tuple(dict.fromkeys(key for name, key in _NEEDS.items() if not trainings.get(name)))
+    needs = {name.replace("soft", own): key for name, key in _NEEDS.items()}
+    missing = tuple(dict.fromkeys(key for name, key in needs.items() if not trainings.get(name)))
     return Scores(student, ipc, hlr, ior, lrs, ars, missing)

@@ -18,6 +18,7 @@ from gvbsm.runtime.seeds import generator_of, seed_of
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.relabel import open_set
 from gvbsm.stages.training import (
+    AveragedWeights,
     Batch,
     Loss,
     accuracy,
@@ -34,19 +35,23 @@ from gvbsm_registry import Augmentation, Backbone, Objective
 TRAINING_KEYS = (
     "students",
     "seeds",
+    "soft",
     "distilled_hard",
     "full_baseline",
     "without_augmentation",
     "random_baseline",
 )
 """Keys that say which trainings there are, and not how one is done."""
+HARD_ALONE = "evaluation.soft is false: students see hard labels alone"
 
 
 def trainings(section: Evaluation) -> list[tuple[str, str, bool]]:
     """Return what every student is trained on: (set, kind of labels, whether with augmentation)."""
-    planned = [("distilled", "soft", True)]
-    planned += [("random", "hard", True), ("random", "soft", True)] if section.random_baseline else []
-    planned += [("distilled", "hard", True)] if section.distilled_hard else []
+    soft, random = section.soft, section.random_baseline
+    planned = [("distilled", "soft", True)] if soft else []
+    planned += [("random", "hard", True)] if random else []
+    planned += [("random", "soft", True)] if random and soft else []
+    planned += [("distilled", "hard", True)] if section.distilled_hard or not soft else []
     if section.without_augmentation:
         planned += [("distilled", "hard", False)]
         planned += [("random", "hard", False)] if section.random_baseline else []
@@ -119,10 +124,16 @@ def _train_on_set(
     curve: list[tuple[int, float]] = []
     last: list[tuple[Tensor, Tensor]] = []
 
+    averaged = AveragedWeights(module, section.ema) if section.ema else None
+
+    def on_step() -> None:
+        if averaged:
+            averaged.update()
+
     def after(epoch: int, loss: float) -> None:
         done = epoch + 1
         if done % section.test_every == 0 or done == section.epochs:
-            last[:] = [test(context, module)]
+            last[:] = [test(context, averaged.module() if averaged else module)]
             curve.append((done, accuracy(*last[0])))
         progress(done, section.epochs)
 
@@ -130,7 +141,7 @@ def _train_on_set(
     make = _soft_batches if unit.options["labels"] == "soft" else _hard_batches
     batches = make(context, unit, dataset, section, generator)
     steps = batches_of(len(dataset), section.batch)
-    fit(module, optimizer, section.schedule, section.epochs, steps, batches, after)
+    fit(module, optimizer, section.schedule, section.epochs, steps, batches, after, on_step)
     return curve, *last[0]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 
-from gvbsm.distilled.labels import LAYOUT
 from gvbsm.matching.terms import measured_sites, sites_of
 from gvbsm.recipe.fields import identities
 from gvbsm.recipe.schema import Recipe
@@ -19,9 +17,6 @@ from gvbsm.runtime.data import Data
 from gvbsm.runtime.units import Unit
 from gvbsm.stages import STAGES, evaluate, image_sets, measure, pretrain, real_images, relabel, synthesize
 from gvbsm_registry import Backbone, Initializer, Matcher, Registry
-from gvbsm_registry.artifacts import peek
-
-LABELS = "labels-{:05d}.safetensors"
 
 
 class Plan:
@@ -63,20 +58,29 @@ class Plan:
 
     @property
     def backbones(self) -> list[Unit]:
-        """One unit for each backbone of the recipe."""
-        return self.networks[: len(self.recipe.backbones)]
+        """One unit for each backbone of the recipe, whether it is needed or not."""
+        return self.all_networks[: len(self.recipe.backbones)]
 
     @property
     def teachers(self) -> list[Unit]:
         """One unit for each network that labels."""
-        own = [self.networks[place] for place in pretrain.teachers_of(self.recipe)]
+        own = [self.all_networks[place] for place in pretrain.teachers_of(self.recipe)]
         return own or self.backbones
 
-    @cached_property
+    @property
     def networks(self) -> list[Unit]:
-        """One unit for each network that is pretrained: the backbones, then the teachers that equal none."""
+        """One unit for each network that is pretrained, as synthesis or labels need it."""
+        return [self.all_networks[place] for place in sorted(pretrain.needed(self.recipe))]
+
+    @cached_property
+    def all_networks(self) -> list[Unit]:
+        """One unit for each backbone, then for each teacher that equals none."""
         planned = pretrain.plan_networks(self.recipe, self.registry, self.data.key)
         return [unit.stored_in(self.store / "backbones") for unit in planned]
+
+    def reason_for_nothing(self, stage: str) -> str:
+        """Return why a stage has no work, if it has none for a reason that the recipe states; else ""."""
+        return evaluate.HARD_ALONE if stage == "relabel" and not self.recipe.evaluation.soft else ""
 
     @cached_property
     def statistics(self) -> list[Unit]:
@@ -131,9 +135,12 @@ class Plan:
             "seed": self.recipe.seed,
             "components": identities(self.registry, initializer),
         }
-        name, inputs = initializer.full_name, {"backbones": tuple(self.backbones)}
+        name, inputs = initializer.full_name, {"backbones": self._backbones_for(initializer.uses_networks)}
         unit = Unit("synthesis", name, "prepared", real_images.prepare_initializer, options, inputs)
         return [unit.stored_in(self.store / "prepared")]
+
+    def _backbones_for(self, needed: bool) -> tuple[Unit, ...]:
+        return tuple(self.backbones) if needed else ()
 
     @cached_property
     def image_batches(self) -> list[Unit]:
@@ -147,7 +154,7 @@ class Plan:
             "components": identities(self.registry, section),
         }
         inputs = {
-            "backbones": tuple(self.backbones),
+            "backbones": self._backbones_for(pretrain.synthesis_needs(section)),
             "statistics": tuple(self.statistics),
             "prepared": tuple(self.preparation),
         }
@@ -196,56 +203,15 @@ class Plan:
 
     @cached_property
     def labels(self) -> dict[str, list[Unit]]:
-        """By set, one unit for each block of epochs; its file lies beside the images.
+        """By set, one unit for each block of epochs; its file lies beside the images. None for hard labels.
 
         Blocks that are there already keep their size, so that another `epochs_per_file` repeats no work.
         """
-        section = self.recipe.relabel
-        epochs = relabel.kept_epochs(section)
-        planned = {}
-        for name, images in self.sets.items():
-            blocks: list[Unit] = []
-            first = 0
-            while first < epochs:
-                there = self._block_there(name, images, first, epochs)
-                count = min(section.epochs_per_file, epochs - first)
-                blocks.append(there or self._block(name, images, first, count))
-                first += blocks[-1].options["epochs"]
-            planned[name] = blocks
-        return planned
-
-    def _block_there(self, name: str, images: Unit, first: int, epochs: int) -> Unit | None:
-        """Return the unit of the label file that begins at epoch `first`, if it is there and still right."""
-        path = images.path.with_name(LABELS.format(first))
-        if not path.exists():
-            return None
-        count = json.loads(peek(path)["meta"]).get("epochs")
-        if not isinstance(count, int) or not 0 < count <= epochs - first:
-            return None
-        unit = self._block(name, images, first, count)
-        return unit if unit.done() else None
-
-    def _block(self, name: str, images: Unit, first: int, count: int) -> Unit:
-        section = self.recipe.relabel
-        options = {
-            # a longer run keeps a shorter one's blocks
-            "relabel": section.options("epochs", "keep_fraction", "teachers"),
-            "layout": LAYOUT,
-            "set": name,
-            "first_epoch": first,
-            "epochs": count,
-            "seed": self.recipe.seed,
-            "components": identities(self.registry, section.model_copy(update={"teachers": ()})),
+        sets = self.sets if self.recipe.evaluation.soft else {}
+        return {
+            name: relabel.plan_blocks(self.recipe, self.registry, name, images, tuple(self.teachers))
+            for name, images in sets.items()
         }
-        return Unit(
-            "relabel",
-            f"{name} {first}-{first + count - 1}",
-            "labels",
-            relabel.label_block,
-            options,
-            {"images": images, "teachers": tuple(self.teachers)},
-            images.path.with_name(LABELS.format(first)),
-        )
 
     @cached_property
     def students(self) -> list[Unit]:
@@ -264,9 +230,11 @@ class Plan:
     ) -> Unit:
         recipe = self.recipe
         protocol = recipe.pretrain if which == "full" else recipe.evaluation
-        used: list[Any] = [student, protocol]
+        without = () if which == "full" else (*evaluate.TRAINING_KEYS, "augmentation")
+        kept = protocol.model_copy(update={} if which == "full" else {"augmentation": None})
+        used: list[Any] = [student, kept]
         options = {
-            "protocol": protocol.options(*evaluate.TRAINING_KEYS),
+            "protocol": protocol.options(*without),
             "data": self.data.key,
             "set": which,
             "labels": labels,
@@ -274,7 +242,7 @@ class Plan:
             "student_seed": seed,
         }
         if labels == "hard" and which != "full":
-            view = recipe.relabel.augmentation if augmented else None
+            view = recipe.evaluation.augmentation if augmented else None
             options["augmentation"] = view.to_recipe() if view else None
             used.append(view)
         options["components"] = identities(self.registry, *used)

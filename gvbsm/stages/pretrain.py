@@ -10,7 +10,7 @@ import torch
 
 from gvbsm.matching.frozen import freeze
 from gvbsm.recipe.fields import identities
-from gvbsm.recipe.schema import Pretrain, Recipe
+from gvbsm.recipe.schema import Pretrain, Recipe, Synthesis
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import Data
 from gvbsm.runtime.seeds import seed_of
@@ -79,6 +79,18 @@ def networks_of(recipe: Recipe) -> list[Backbone]:
     """Return all networks that are pretrained: the backbones, then the teachers that are none of them."""
     own = zip(teachers_of(recipe), recipe.relabel.teachers, strict=True)
     return [*recipe.backbones, *(teacher for place, teacher in own if place >= len(recipe.backbones))]
+
+
+def synthesis_needs(section: Synthesis) -> bool:
+    """Whether synthesis looks at pretrained networks at all."""
+    return section.iterations > 0 or section.initializer.uses_networks
+
+
+def needed(recipe: Recipe) -> set[int]:
+    """Return the places in `networks_of` of the networks that synthesis or labels need."""
+    backbones = range(len(recipe.backbones))
+    places = set(backbones) if synthesis_needs(recipe.synthesis) else set()
+    return places | set(teachers_of(recipe) or backbones) if recipe.evaluation.soft else places
 
 
 def is_trained(recipe: Recipe, index: int, network: Backbone) -> bool:

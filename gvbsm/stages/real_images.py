@@ -13,7 +13,7 @@ from gvbsm.matching.activations import ActivationRecorder
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.pretrain import load_backbone, untrained
-from gvbsm_registry import CommitteeMember, Initializer, Split
+from gvbsm_registry import CommitteeMember, GvbsmError, Initializer, Split
 from gvbsm_registry.artifacts import peek
 
 FEATURE_BATCH = 256
@@ -49,7 +49,15 @@ class RealData:
 
     @cached_property
     def _first(self) -> CommitteeMember:
-        return self._load(self._backbones[0])
+        return self._load(self._first_unit())
+
+    def _first_unit(self) -> Unit:
+        if not self._backbones:
+            raise GvbsmError(
+                "the initializer asks for a network, but has uses_networks = False, so that there is none; "
+                "ask its author to correct it"
+            )
+        return self._backbones[0]
 
     def _load(self, unit: Unit) -> CommitteeMember:
         module = load_backbone(self._context, unit)
@@ -72,7 +80,7 @@ class RealData:
 
     def backbone(self) -> nn.Module:
         """A fresh, untrained copy of the first backbone, on the run's device."""
-        return self._context.build(untrained(self._context, self._backbones[0]))
+        return self._context.build(untrained(self._context, self._first_unit()))
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return uint8 images as normalised floats on the run's device."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,14 +14,18 @@ from gvbsm.distilled.labels import LAYOUT, pack
 from gvbsm.distilled.normalized import LazyNormalizedImages
 from gvbsm.distilled.views import EpochViews, draw
 from gvbsm.matching.frozen import use_batch_statistics
-from gvbsm.recipe.schema import Relabel
+from gvbsm.recipe.fields import identities
+from gvbsm.recipe.schema import Recipe, Relabel
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import check_classes
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.pretrain import load_backbone, member
 from gvbsm.stages.training import split_batches
-from gvbsm_registry import GvbsmError, Member
+from gvbsm_registry import GvbsmError, Member, Registry
+from gvbsm_registry.artifacts import peek
+
+LABELS = "labels-{:05d}.safetensors"
 
 
 def kept_epochs(section: Relabel) -> int:
@@ -28,6 +34,50 @@ def kept_epochs(section: Relabel) -> int:
     Whole epochs, so that every image keeps equally many views; which views they are is random already.
     """
     return max(1, round(section.keep_fraction * section.epochs))
+
+
+def plan_blocks(
+    recipe: Recipe, registry: Registry, name: str, images: Unit, teachers: tuple[Unit, ...]
+) -> list[Unit]:
+    """Return one unit for each block of epochs of the set called `name`; its file lies beside the images.
+
+    Blocks that are there already keep their size, so that another `epochs_per_file` repeats no work.
+    """
+    section = recipe.relabel
+
+    def block(first: int, count: int) -> Unit:
+        options = {
+            # a longer run keeps a shorter one's blocks
+            "relabel": section.options("epochs", "keep_fraction", "teachers"),
+            "layout": LAYOUT,
+            "set": name,
+            "first_epoch": first,
+            "epochs": count,
+            "seed": recipe.seed,
+            "components": identities(registry, section.model_copy(update={"teachers": ()})),
+        }
+        path = images.path.with_name(LABELS.format(first))
+        inputs: dict[str, Unit | tuple[Unit, ...]] = {"images": images, "teachers": teachers}
+        called = f"{name} {first}-{first + count - 1}"
+        return Unit("relabel", called, "labels", label_block, options, inputs, path)
+
+    epochs = kept_epochs(section)
+    planned: list[Unit] = []
+    first = 0
+    while first < epochs:
+        there = _epochs_there(images.path.with_name(LABELS.format(first)))
+        if 0 < there <= epochs - first and (old := block(first, there)).done():
+            planned.append(old)
+        else:
+            planned.append(block(first, min(section.epochs_per_file, epochs - first)))
+        first += planned[-1].options["epochs"]
+    return planned
+
+
+def _epochs_there(path: Path) -> int:
+    """Return how many epochs a label file says that it holds; 0 if there is no such file."""
+    count = json.loads(peek(path)["meta"]).get("epochs") if path.exists() else 0
+    return count if isinstance(count, int) else 0
 
 
 def open_set(context: Context, images: Unit) -> DistilledDataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -30,13 +31,14 @@ def fit(
     steps: int,
     batches: Callable[[int], Iterable[Batch]],
     after: Callable[[int, float], None],
+    on_step: Callable[[], None] = lambda: None,
 ) -> None:
     """Train `module` in place.
 
     batches(epoch): yields `steps` times (images, loss function of the logits), of this process's part of each
     batch where several train together (see `gvbsm.runtime.distributed`). The learning rate follows `schedule`
-    step by step. after(epoch, mean loss) is called at the end of every epoch, with the module in evaluation
-    mode. Raises GvbsmError if the schedule gives what is not a factor.
+    step by step. on_step() is called after every step; after(epoch, mean loss) at the end of every epoch,
+    with the module in evaluation mode. Raises GvbsmError if the schedule gives what is not a factor.
     """
     if epochs == 0:  # there is nothing to wrap for several processes
         return
@@ -52,9 +54,34 @@ def fit(
             loss = loss_of(trained(images))
             loss.backward()
             optimizer.step()
+            on_step()
             total = total + loss.detach().cpu()
         trained.eval()
         after(epoch, float(total) / max(steps, 1))
+
+
+class AveragedWeights:
+    """A running mean of a module's weights, from those at the start: decay × mean + (1 - decay) × weights.
+
+    Buffers, such as BatchNorm's running statistics, are not averaged but the module's own (arXiv:2404.13733).
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._module, self._decay = module, decay
+        self._mean = copy.deepcopy(module).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the module's weights after a step."""
+        for mean, weights in zip(self._mean.parameters(), self._module.parameters(), strict=True):
+            mean.lerp_(weights, 1 - self._decay)
+
+    @torch.no_grad()
+    def module(self) -> nn.Module:
+        """Return a module with the mean weights and the present buffers, in evaluation mode."""
+        for kept, buffer in zip(self._mean.buffers(), self._module.buffers(), strict=True):
+            kept.copy_(buffer)
+        return self._mean
 
 
 def fit_real(

@@ -156,3 +156,18 @@ def _toml(value: Any) -> str:
     import tomli_w
 
     return tomli_w.dumps({"value": value}).removeprefix("value = ").strip().replace("\n", " ")
+
+
+def test_what_is_not_needed_costs_nothing_and_teachers_do(make_run: MakeRun, tmp_path: Path) -> None:
+    chosen = [("synthesis.iterations", 0), ("synthesis.initializer", "real")]
+    hard = _estimated(make_run(*chosen, ("evaluation.soft", False)))
+    steps = {table["stage"]: table["steps"] for table in hard["stages"]}
+    assert steps["pretrain"] == steps["relabel"] == hard["bytes"]["labels"] == hard["bytes"]["backbones"] == 0
+    assert steps["evaluation"] > 0
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    given = {"use": "toy_net", "width": 5, "weights": str(weights)}
+    for teachers, networks, trained in (([{"use": "toy_net"}], 1, 1), ([given, {"use": "convnet"}], 2, 1)):
+        cost = _estimated(make_run(*chosen, ("relabel.teachers", teachers)))
+        assert cost["stages"][0]["steps"] == trained * 6 * 3
+        assert cost["bytes"]["backbones"] > 0, networks

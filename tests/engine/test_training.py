@@ -110,7 +110,9 @@ def test_a_student_on_soft_labels_equals_a_plain_loop(make_run, optimizer, objec
 
 
 def test_a_student_on_hard_labels_equals_a_plain_loop(make_run):
-    run = make_run(("relabel.augmentation", "none"), ("evaluation.learning_rate", 0.01)).until("evaluation")
+    run = make_run(("evaluation.augmentation", "none"), ("evaluation.learning_rate", 0.01)).until(
+        "evaluation"
+    )
     with safe_open(run.out / "baselines" / "random" / "images.safetensors", "pt") as file:
         images, labels = file.get_tensor("images"), file.get_tensor("labels")
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -179,7 +181,7 @@ def test_augmentations_are_told_the_share_of_all_epochs(make_run, monkeypatch, t
 
     monkeypatch.setattr(kind, "draw", watched)
     view = {"use": "crop_flip_roll", "padding": 1, "flip": 0.0}
-    changes = [(f"{name}.augmentation", view) for name in ("pretrain", "measure", "relabel")]
+    changes = [(f"{name}.augmentation", view) for name in told]
     changes += [("pretrain.batch", 12), ("evaluation.batch", 3), ("synthesis.augmentation", "none")]
     run = make_run(*changes, store=tmp_path / "store")
     for stage in told:
@@ -238,3 +240,52 @@ def test_the_rate_changes_with_every_step():
 def test_a_schedule_that_gives_no_factor_is_blamed_by_name(value):
     with pytest.raises(GvbsmError, match=rf"^schedule 'fixed' gives {value!r} at step 0 of 6, .* 0 or more"):
         fit_ones(Fixed(value=value), 2, 3)
+
+
+def test_averaged_weights_are_tested_with_the_students_own_buffers(make_run):
+    changes = [("evaluation.ema", 0.7), ("evaluation.learning_rate", 0.02), ("evaluation.epochs", 4)]
+    run = make_run(*changes, ("evaluation.augmentation", "none"), ("evaluation.soft", False)).until(
+        "evaluation"
+    )
+    with safe_open(run.out / "baselines" / "random" / "images.safetensors", "pt") as file:
+        images, labels = file.get_tensor("images"), file.get_tensor("labels")
+    (mean,), (std,) = run.data.normalization.mean, run.data.normalization.std
+    torch.manual_seed(seed_of("student", 0))
+    student, order = toy_net(), torch.Generator().manual_seed(seed_of("order", 0))
+    averages = {name: weights.detach().double() for name, weights in student.named_parameters()}
+    optimizer = torch.optim.AdamW(student.parameters(), weight_decay=0.01)
+    curve = []
+    for epoch in range(4):
+        student.train()
+        for step, index in enumerate(torch.randperm(6, generator=order).split(4)):
+            optimizer.param_groups[0]["lr"] = 0.02 * cosine(2 * epoch + step, 8)
+            optimizer.zero_grad()
+            cross_entropy(student((images[index].float() / 255 - mean) / std), labels[index]).backward()
+            optimizer.step()
+            for name, weights in student.named_parameters():
+                averages[name] = 0.7 * averages[name] + 0.3 * weights.detach().double()
+        tested = toy_net()
+        buffers = dict(student.named_buffers())
+        tested.load_state_dict({name: value.float() for name, value in averages.items()} | buffers)
+        curve.append((epoch + 1, pytest.approx(accuracy(tested, run), abs=1e-6)))
+    assert evaluated(run, "random", "hard")[1] == curve
+
+
+def test_a_running_mean_of_weights_in_float64():
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    averaged = training.AveragedWeights(module, 0.9)
+    expected = [weights.detach().clone() for weights in module.parameters()]
+    for _ in range(5):
+        with torch.no_grad():
+            for weights in module.parameters():
+                weights.add_(torch.randn_like(weights))
+        module.train()(torch.randn(4, 3, dtype=torch.float64))
+        averaged.update()
+        expected = [0.9 * old + 0.1 * new for old, new in zip(expected, module.parameters(), strict=True)]
+    ready = averaged.module()
+    assert not ready.training
+    for mean, right in zip(ready.parameters(), expected, strict=True):
+        torch.testing.assert_close(mean, right, rtol=0, atol=1e-12)
+        assert not mean.requires_grad
+    for kept, buffer in zip(ready.buffers(), module.buffers(), strict=True):
+        assert torch.equal(kept, buffer)

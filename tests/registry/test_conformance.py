@@ -730,6 +730,19 @@ def test_what_is_no_component_or_of_another_kind() -> None:
     check(Needy(needed=3))
 
 
+def test_an_initializer_that_hides_its_networks() -> None:
+    class Secret(Bad.Start):
+        """Asks for features."""
+
+        uses_networks = False
+
+        def prepare(self, source: Any) -> dict[str, torch.Tensor]:
+            return {"features": source.features(torch.arange(3))}
+
+    with pytest.raises(ConformanceError, match=r"it asks for features.*uses_networks = False"):
+        check(Secret())
+
+
 @pytest.mark.parametrize("case", cases(Bad.Means), ids=str)
 def test_cases_can_be_parametrised(case: testing.Case) -> None:
     case()

@@ -115,6 +115,18 @@ def test_what_a_score_lacks_is_named_by_its_key() -> None:
     assert mean_text(found.lrs) == "–"
 
 
+def test_a_set_with_hard_labels_alone_is_scored_by_these() -> None:
+    records = [
+        record("distilled", "hard", 0, 0.5),
+        record("random", "hard", 0, 0.4),
+        record("full", "hard", 0, 0.9),
+    ]
+    (found,) = scores(records)
+    assert found.ior == (pytest.approx(0.1),)
+    assert found.lrs == (pytest.approx(label_robust(0.4, 0.1)),)
+    assert found.missing == ("evaluation.without_augmentation",)
+
+
 def test_only_seeds_that_have_everything_count() -> None:
     records = [r for r in all_records(3) if not (r["set"] == "full" and r["seed"] == 1)]
     (found,) = scores(records)

@@ -52,6 +52,7 @@ class RealImages(_Ranked):
     """Random real images: a permutation of each class, seeded by the run's seed and the class."""
 
     name = "real"
+    uses_networks = False
 
     def ranking(self, members: Tensor, count: int, label: int, source: Source) -> Tensor:
         return shuffled(len(members), source, label)[:count]

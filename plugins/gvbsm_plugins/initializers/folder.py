@@ -34,6 +34,7 @@ class FolderImages(Initializer):
     """
 
     name = "folder"
+    uses_networks = False
 
     root: Path = Field(description="the folder that holds the manifest or the class folders")
     contents: str | None = Field(

@@ -14,6 +14,7 @@ class Noise(Initializer):
     """Standard normal noise in normalised space (SRe2L's and the paper's start)."""
 
     name = "noise"
+    uses_networks = False
 
     def images(self, labels: Tensor, ranks: Tensor, source: Source, generator: Generator) -> Tensor:
         import torch

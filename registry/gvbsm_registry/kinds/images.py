@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -46,6 +46,9 @@ class Initializer(Component):
     """The images before step 0. With zero iterations they are the result (the coreset baselines)."""
 
     kind = "initializer"
+
+    uses_networks: ClassVar[bool] = True
+    """False: it needs none of `source`'s committee, features and backbone; then none is trained for it."""
 
     @abstractmethod
     def images(self, labels: Tensor, ranks: Tensor, source: Source, generator: Generator) -> Tensor:

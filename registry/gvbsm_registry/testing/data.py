@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gvbsm_registry.errors import GvbsmError
 from gvbsm_registry.splits import Split
 from gvbsm_registry.testing.requirements import Context, require, require_error, requirement
 from gvbsm_registry.testing.samples import SEED, SampleSource, unseeded
@@ -138,6 +139,28 @@ def _prepares_tensors(context: Context) -> None:
     require(ok, f"prepare returns {type(first).__name__}, not a dict of tensors by name")
     same = first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     require(same, "prepare returns something else the second time")
+
+
+class _WithoutNetworks(SampleSource):
+    @property
+    def committee(self) -> Any:
+        raise GvbsmError("it asks for the committee")
+
+    def features(self, indices: Tensor) -> Any:
+        raise GvbsmError("it asks for features")
+
+    def backbone(self) -> Any:
+        raise GvbsmError("it asks for a backbone")
+
+
+@requirement("initializer")
+def _says_whether_it_needs_networks(context: Context) -> None:
+    """one with `uses_networks = False` asks the source for no committee, features or backbone."""
+    if context.component.uses_networks:
+        return
+    source = _WithoutNetworks()
+    source.prepared = context.component.prepare(source)
+    _images(context, source, *_labels_and_ranks(3, 2))
 
 
 @requirement("initializer")
