@@ -272,7 +272,10 @@ def best_crops(initializer: Mosaic, source: Given, label: int) -> list[tuple[flo
     for place, index in enumerate(pool):
         image, scored = source.normalize(source.train.images[index]).double(), []
         for box in boxes[place * initializer.crops : (place + 1) * initializer.crops]:
-            seen = crop(image, box, 5)[None]
+            size = 5 // initializer.factor
+            seen = torch.zeros(1, 5, 5).double()
+            start = (5 - size) // 2
+            seen[:, start : start + size, start : start + size] = crop(image, box, size)
             logits = [member.module.weight.double() @ seen.flatten() for member in source.committee]
             taken = logits[:1] if initializer.committee == "first" else logits
             mean = sum(taken) / len(taken)
@@ -327,5 +330,7 @@ def test_mosaics_of_few_images_are_refused_and_do_not_depend_on_the_batch():
     assert torch.equal(both[1:], last)
     with pytest.raises(GvbsmError, match=r"'bee' has a pool of 7 images, too few for 2 of 2×2 crops"):
         initializer.images(torch.tensor([1]), torch.tensor([1]), source, torch.Generator())
+    with pytest.raises(GvbsmError, match="factor 6 is more than the 5 pixels"):
+        Mosaic(factor=6).prepare(Given())
     with pytest.raises(ValidationError, match="smaller first"):
         Mosaic(scale=(0.5, 1.2))

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from gvbsm_plugins.augmentations.crops import ResizedCrop
 from gvbsm_plugins.initializers.coresets import seed_of, shuffled
-from gvbsm_registry import GvbsmError, Initializer, Source, View
+from gvbsm_registry import GvbsmError, Initializer, Source
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -20,10 +20,10 @@ class Mosaic(Initializer):
     """Crops of real images that pretrained backbones find typical of their class, factor × factor an image.
 
     For each class: `pool` random training images, `crops` random square crops of each. A crop is scored by
-    the cross-entropy of the committee's mean logits for its class, at the image's size; each image keeps its
-    best crop. Image r of a class is made of the factor² crops from r·factor² on, in the order of `pick`:
-    "top" begins with the lowest cross-entropy, "low" with the highest, "medium" with the one in the middle,
-    going outwards.
+    the cross-entropy of the committee's mean logits for its class, at the size that it will have in the image
+    and with the mean colour around it; each image keeps its best crop. Image r of a class is made of the
+    factor² crops from r·factor² on, in the order of `pick`: "top" begins with the lowest cross-entropy, "low"
+    with the highest, "medium" with the one in the middle, going outwards.
     """
 
     name = "mosaic"
@@ -50,10 +50,16 @@ class Mosaic(Initializer):
         """Return each pool image's best crop, by class, from the lowest cross-entropy to the highest.
 
         indices: int64 [K, P], places in the training split, -1 after the last where a class has fewer;
-        boxes: int64 [K, P, 4], (top, left, height, width); scores: float32 [K, P].
+        boxes: int64 [K, P, 4], (top, left, height, width); scores: float32 [K, P]. Raises GvbsmError if an
+        image has fewer pixels than crops along a side.
         """
         import torch
 
+        if self.factor > source.train.image_size:
+            raise GvbsmError(
+                f"synthesis.initializer {self.name!r}: factor {self.factor} is more than the "
+                f"{source.train.image_size} pixels of an image's side; lower it"
+            )
         truth = source.train.labels.cpu()
         shape = source.classes, min(self.pool, int(torch.bincount(truth, minlength=source.classes).max()))
         indices = torch.full(shape, -1)
@@ -76,24 +82,29 @@ class Mosaic(Initializer):
         image_size = source.train.image_size
         generator = torch.Generator().manual_seed(seed_of(source, "crops", label))
         augmentation = ResizedCrop(scale=self.scale, ratio=(1, 1), flip=0)
-        view = augmentation.draw(self.crops * len(pool), image_size, generator)
+        drawn = augmentation.draw(self.crops * len(pool), image_size, generator).boxes.long()
+        boxes = drawn.reshape(len(pool), self.crops, 4)
         scores = torch.zeros(len(pool), self.crops)
         for rows in torch.arange(len(pool)).split(CHUNK):
             images = source.normalize(source.train.read(pool[rows]))
             for crop in range(self.crops):
-                scores[rows, crop] = self._scores(
-                    view.select(rows * self.crops + crop), images, label, source
-                )
+                scores[rows, crop] = self._scores(images, boxes[rows, crop], label, source)
         best, which = scores.min(1)
-        return best, view.boxes[torch.arange(len(pool)) * self.crops + which].long()
+        return best, boxes[torch.arange(len(pool)), which]
 
-    def _scores(self, view: View, images: Tensor, label: int, source: Source) -> Tensor:
-        """Return the cross-entropy of each view, float32 [n] on the CPU."""
+    def _scores(self, images: Tensor, boxes: Tensor, label: int, source: Source) -> Tensor:
+        """Return the cross-entropy of a crop of each image, float32 [n] on the CPU."""
         import torch
 
+        image_size = images.shape[-1]
+        size = image_size // self.factor
+        before = (image_size - size) // 2
+        after = image_size - size - before
+        pairs = zip(images, boxes.tolist(), strict=True)
+        crops = torch.stack([_resized(image, box, size, size) for image, box in pairs])
         members = source.committee if self.committee == "all" else source.committee[:1]
         with torch.no_grad():
-            seen = view.apply(images)
+            seen = torch.nn.functional.pad(crops, (before, after, before, after))
             logits = torch.stack([member.module(seen).float() for member in members]).mean(0)
         return -logits.log_softmax(1)[:, label].cpu()
 
@@ -128,7 +139,6 @@ class Mosaic(Initializer):
     def _stitched(self, images: Tensor, boxes: list[list[int]]) -> Tensor:
         """Return one image [C, S, S] of the images' boxes, row by row; the first cells get what is left."""
         import torch
-        from torch.nn.functional import interpolate
 
         size, left_over = divmod(images.shape[-1], self.factor)
         sides = [size + (cell < left_over) for cell in range(self.factor)]
@@ -137,8 +147,15 @@ class Mosaic(Initializer):
             cells = []
             for column, width in enumerate(sides):
                 number = row * self.factor + column
-                top, left, tall, wide = boxes[number]
-                part = images[number : number + 1, :, top : top + tall, left : left + wide]
-                cells.append(interpolate(part, (height, width), mode="bilinear", antialias=True)[0])
+                cells.append(_resized(images[number], boxes[number], height, width))
             rows.append(torch.cat(cells, 2))
         return torch.cat(rows, 1)
+
+
+def _resized(image: Tensor, box: list[int], height: int, width: int) -> Tensor:
+    """Return a box (top, left, height, width) of an image, resized: bilinear with antialiasing."""
+    from torch.nn.functional import interpolate
+
+    top, left, tall, wide = box
+    part = image[None, :, top : top + tall, left : left + wide]
+    return interpolate(part, (height, width), mode="bilinear", antialias=True)[0]
