@@ -1,4 +1,4 @@
-"""The commands that run a recipe: `run`, one for each stage, and `recipes`."""
+"""The commands that run a recipe: `run`, one for each stage; `recipes` and `methods` list them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gvbsm.cli import load_plugins
+from gvbsm.cli import completion, load_plugins
 from gvbsm.cli.options import FOLDER, recipe_options, run_options, stage_options
 from gvbsm.stages import STAGES
 
@@ -66,4 +66,19 @@ def recipes_command() -> None:
     click.echo(recipe_listing(load_plugins()))
 
 
-COMMANDS = [run_command, *(stage_command(name, text) for name, text in STAGES.items()), recipes_command]
+@click.command("methods")
+@click.argument("name", required=False, shell_complete=completion.recipes_in("methods"))
+def methods_command(name: str | None) -> None:
+    """List the methods, with published figures and ours; or show the card of the method NAME."""
+    from gvbsm.results.methods import card, method_listing, read_method
+
+    registry = load_plugins()
+    click.echo(card(read_method(name, registry)) if name else method_listing(registry))
+
+
+COMMANDS = [
+    run_command,
+    *(stage_command(name, text) for name, text in STAGES.items()),
+    recipes_command,
+    methods_command,
+]

@@ -70,8 +70,15 @@ def compose(path: Path, registry: Registry, chain: tuple[Path, ...] = ()) -> Tab
             raise GvbsmError(f"recipe {told}: extends: {error}") from error
         made = lay_over(made, without_own(compose(base, registry, (*chain, path))))
     if isinstance(own.get("method"), dict):  # facts about a method that this file is: its name is remembered
-        own["method"] = path.stem
+        own |= {"description": what_it_is(own), "method": path.stem}
     return lay_over(made, own)
+
+
+def what_it_is(tables: Tables) -> str:
+    """Return what a recipe's own tables say that it is: its description, or its method's facts."""
+    method = tables.get("method")
+    facts = [str(method.get(key, "")) for key in ("title", "what")] if isinstance(method, dict) else []
+    return str(tables.get("description") or ": ".join(filter(None, facts)) or tables.get("reproduces") or "")
 
 
 def _base(name: str, path: Path, registry: Registry) -> Path:

@@ -56,6 +56,10 @@ ipc = 50
 - `sets/` hold the data, the backbones and what suits them: pretraining, measuring, views, students.
   `methods/` hold what a method says of `[synthesis]` and `[relabel]`, every component, since what is laid
   over a recipe takes nothing away. `protocols/` hold how views are labelled and students trained.
+- A method's recipe has a table `[method]` of facts, for `gvbsm methods` and its card: `title`, `what`,
+  `arxiv`, `year`, `status` (reproduced, partly, not), `why`, `notes`, and `ours`, a list of measured figures
+  (`data`, `ipc`, `student`, `top1`, `spread`, `labels`, `random`, `protocol`, `command`, `machine`, `date`);
+  and `[[published]]` figures. The first of each list is its headline.
 - The resolved recipe remembers both names, as `method` and `protocol`. Where something laid over a protocol
   changes how students are trained, its name is followed by ", changed", unless that names the protocol anew.
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 import rich.table
 
-from gvbsm.recipe.loading import read_tables
+from gvbsm.recipe.composing import read_tables, what_it_is
 from gvbsm.results.records import Record, grouped, labels_of, mean_text
 from gvbsm.results.scores import scores
 from gvbsm.terminal import WIDTH, size, text_of
@@ -124,8 +124,7 @@ def recipe_listing(registry: Registry) -> str:
         group = next((each for each in GROUPS if each and name.startswith(each)), "")
         short = name if group == "sets/" else name.removeprefix(group)
         try:
-            own = read_tables(registry.recipe(name))
-            rows[group].append([short, str(own.get("description") or own.get("reproduces") or "")])
+            rows[group].append([short, what_it_is(read_tables(registry.recipe(name)))])
         except GvbsmError as error:
             rows[group].append([short, "can't be used: see below"])
             problems.append(str(error))

@@ -150,10 +150,10 @@ def test_what_a_method_published_goes_with_it(registry: Registry, tmp_path: Path
     write(tmp_path, silent="[method]\ntitle = 'S'\n", told=f"published = [{row}]\n[method]\ntitle = 'T'\n")
     made = loading.load("cifar10", registry)
     assert {(row.ipc, row.student): row.top1 for row in made.published if row.data == "cifar10"} == {
-        (10, "convnet"): 46.5,
-        (10, "resnet18_small"): 53.5,
-        (50, "convnet"): 54.3,
-        (50, "resnet18_small"): 59.2,
+        (10, "ConvNet-W128"): 46.5,
+        (10, "ResNet18"): 53.5,
+        (50, "ConvNet-W128"): 54.3,
+        (50, "ResNet18"): 59.2,
     }
     silent = loading.load("cifar10", registry, [("method", str(tmp_path / "silent.toml"))])
     assert silent.published == ()
