@@ -213,7 +213,9 @@ class _Estimate:
         share = self.count / made / len(planned)  # the last batch may be smaller, or several go in one step
         step = statistics.fmean(noted[each:])
         cost.steps = len(planned) * section.iterations
-        cost.seconds = cost.steps * step * share + max(0.0, sum(noted[:each]) - each * step)
+        opening = max(0.0, sum(noted[:each]) - each * step)
+        # networks of its own are made ready for every image batch anew
+        cost.seconds = cost.steps * step * share + opening * (1 if section.joint else len(planned))
         return cost
 
     def _relabel(self) -> Cost:

@@ -124,14 +124,14 @@ def _run(context: Context, units: Sequence[Unit], loop: SynthesisLoop) -> Tensor
     try:
         loop.run(*_watchers(context, units, loop.section.iterations), partial(checkpoint.save, loop))
     except NotFiniteError as error:
-        parts = context.data.normalization.quantize(loop.learnt.now()).split(len(loop.labels) // len(units))
+        parts = context.data.normalization.quantize(loop.learnt.final()).split(len(loop.labels) // len(units))
         for unit, images in zip(units, parts, strict=True):
             last = unit.path.with_name(f"{unit.key}.last-good.safetensors")
             places = {name: torch.tensor(unit.options[name]) for name in ("labels", "ranks")}
             write(last, Artifact("images", unit.key, {"images": images, **places}, _meta(context)))
         raise GvbsmError(f"{units[0].name}: {error}; the last good images are kept in {last}") from error
     checkpoint.remove()
-    return loop.learnt.now()
+    return loop.learnt.final()
 
 
 def _watchers(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import interpolate
 
 from gvbsm.recipe.schema import Synthesis
 from gvbsm_registry import Memory, Source
@@ -18,12 +19,12 @@ class LearntImages:
     """
 
     def __init__(self, section: Synthesis, images: Tensor, pixel_range: tuple[Tensor, Tensor]) -> None:
-        self._section, self.pixel_range = section, pixel_range
-        self.leaves = {
-            name: leaf.detach().clone().requires_grad_(True)
-            for name, leaf in section.parameterization.encode(images).items()
-        }
+        self._section, self.pixel_range, self._image_size = section, pixel_range, images.shape[-1]
         self.active = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        self._begin(section.parameterization.encode(images))
+
+    def _begin(self, leaves: Mapping[str, Tensor]) -> None:
+        self.leaves = {name: leaf.detach().clone().requires_grad_(True) for name, leaf in leaves.items()}
         self.restart_optimizer()
 
     def restart_optimizer(self) -> None:
@@ -78,9 +79,7 @@ class LearntImages:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned."""
-        with torch.no_grad():
-            for name, leaf in self.leaves.items():
-                leaf.copy_(state[f"leaf.{name}"])
+        self._begin({name: state[f"leaf.{name}"].to(self.active.device) for name in self.leaves})
         self.active = state["active"].to(self.active.device)
         by_leaf: dict[int, dict[str, Tensor]] = {}
         for name, value in state.items():

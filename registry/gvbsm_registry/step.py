@@ -139,7 +139,10 @@ class SynthesisState(Protocol):
         """The images as they are now, normalised float [B, C, H, W], without gradient."""
 
     def replace(self, images: Tensor) -> None:
-        """Go on from other images, [B, C, H, W]; they are clamped to the pixels' range."""
+        """Go on from other images, [B, C, H, W], clamped to the pixels' range.
+
+        They may be of another size, for networks that take it; in the end they are resized to their own.
+        """
 
     @property
     def active(self) -> Tensor:

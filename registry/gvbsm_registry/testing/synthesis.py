@@ -193,14 +193,15 @@ def _projects_in_place(context: Context) -> None:
 
 @requirement("callback")
 def _acts_on_the_state(context: Context) -> None:
-    """`after` takes the state from before the first step to after the last one; the images keep their shape
-    and stay finite, some image takes part in every step, and all do at the end."""
+    """`after` takes the state from before the first step to after the last one; the images keep their number
+    and channels and stay finite, some image takes part in every step, and all do at the end."""
     state = SampleState()
-    shape = state.images.shape
+    shape = tuple(state.images.shape)
     for step in range(state.steps + 1):
         if step % context.component.every == 0:
             context.component.after(step, state)
-        require(state.images.shape == shape, f"after step {step} the images are {tuple(state.images.shape)}")
+        found = tuple(state.images.shape)
+        require(found[:2] == shape[:2] and len(found) == 4, f"after step {step} the images are {found}")
         require(state.images.isfinite().all(), f"after step {step} the images are not finite")
         is_mask = tuple(state.active.shape) == (6,) and str(state.active.dtype) == "torch.bool"
         require(is_mask and state.active.any(), f"after step {step} `active` is {state.active}")
