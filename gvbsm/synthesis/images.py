@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import interpolate
 
 from gvbsm.recipe.schema import Synthesis
 from gvbsm_registry import Memory, Source

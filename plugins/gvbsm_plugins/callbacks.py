@@ -75,7 +75,9 @@ class Resolutions(Callback):
     name = "resolutions"
 
     every: int = Field(500, ge=1, description="steps between two changes")
-    sizes: tuple[int, ...] = Field(description="pixels of the images' side, in turn from the start", min_length=1)
+    sizes: tuple[int, ...] = Field(
+        description="pixels of the images' side, in turn from the start", min_length=1
+    )
 
     def after(self, step: int, state: SynthesisState) -> None:
         if step < state.steps:
