@@ -6,9 +6,14 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import interpolate
 
 from gvbsm.recipe.schema import Synthesis
+from gvbsm.runtime.blame import calling, describe_tensor, refuse, returned
 from gvbsm_registry import Memory, Source
+
+ENCODED = "named float tensors whose first axis is that of the images"
+DECODED = "float images, [B, C, H, W], as many as were encoded"
 
 
 class LearntImages:
@@ -20,7 +25,7 @@ class LearntImages:
     def __init__(self, section: Synthesis, images: Tensor, pixel_range: tuple[Tensor, Tensor]) -> None:
         self._section, self.pixel_range, self._image_size = section, pixel_range, images.shape[-1]
         self.active = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        self._begin(section.parameterization.encode(images))
+        self._begin(self._encode(images))
 
     def _begin(self, leaves: Mapping[str, Tensor]) -> None:
         self.leaves = {name: leaf.detach().clone().requires_grad_(True) for name, leaf in leaves.items()}
@@ -31,21 +36,46 @@ class LearntImages:
         section = self._section
         self.optimizer = section.optimizer.build(self.leaves.values(), section.learning_rate)
 
+    def _encode(self, images: Tensor) -> dict[str, Tensor]:
+        component = self._section.parameterization
+        with calling(component, "encode", ENCODED):
+            leaves = component.encode(images)
+        if not (isinstance(leaves, dict) and leaves):
+            raise refuse(component, "encode", type(leaves).__name__, ENCODED)
+        for leaf in leaves.values():
+            returned(component, "encode", leaf, ENCODED)
+            if leaf.ndim == 0 or len(leaf) != len(images):
+                raise refuse(component, "encode", describe_tensor(leaf), ENCODED)
+        return leaves
+
     def decode(self) -> Tensor:
         """Return the images, [N, C, H, W], differentiable in the leaves."""
-        return self._section.parameterization.decode(self.leaves)
+        component = self._section.parameterization
+        with calling(component, "decode", DECODED):
+            images = component.decode(self.leaves)
+        return returned(component, "decode", images, DECODED, shape=(len(self.active), None, None, None))
 
     @torch.no_grad()
     def now(self) -> Tensor:
         """Return the images as they are, within the pixels' range."""
         return self.decode().detach().clamp(*self.pixel_range)
 
+    def final(self) -> Tensor:
+        """Return the images as they are to be kept, of the size that they began with."""
+        images, size = self.now(), (self._image_size, self._image_size)
+        if images.shape[-1] == self._image_size:
+            return images
+        resized = interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+        return resized.clamp(*self.pixel_range)
+
     @torch.no_grad()
     def replace(self, images: Tensor) -> None:
-        """Go on from other images."""
-        encoded = self._section.parameterization.encode(
-            images.to(self.active.device).clamp(*self.pixel_range)
-        )
+        """Go on from other images; those of another size are learnt with a new optimizer."""
+        allowed = images.to(self.active.device).clamp(*self.pixel_range)
+        encoded = self._encode(allowed)
+        if any(encoded[name].shape != leaf.shape for name, leaf in self.leaves.items()):
+            self._begin(encoded)
+            return
         for name, leaf in self.leaves.items():
             leaf.copy_(encoded[name])
 
@@ -60,7 +90,9 @@ class LearntImages:
             leaf.grad = gradient
         self.optimizer.step()
         with torch.no_grad():
-            self._section.parameterization.project(self.leaves, self.pixel_range)
+            component = self._section.parameterization
+            with calling(component, "project", "leaves that are brought back in place"):
+                component.project(self.leaves, self.pixel_range)
             for leaf, kept in zip(leaves, before, strict=False):
                 leaf[idle] = kept
 

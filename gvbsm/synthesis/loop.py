@@ -10,11 +10,15 @@ from torch import Generator, Tensor
 
 from gvbsm.matching.terms import term_names
 from gvbsm.recipe.schema import Synthesis
+from gvbsm.runtime.blame import calling, refuse, returned
 from gvbsm.synthesis.images import BatchState, LearntImages
 from gvbsm.synthesis.networks import BackboneStock
 from gvbsm.synthesis.step import BatchStep, JointStep
-from gvbsm_registry import Matcher, Memory, Network, Source
+from gvbsm_registry import Matcher, Memory, Network, OpenPopulation, Source
 
+LOSS = "a float scalar that is differentiable in step.images"
+OPEN = "a gvbsm_registry.OpenPopulation"
+DRAWN = "gvbsm_registry.Networks, one at least"
 OnStep = Callable[[int, str, dict[str, float]], None]
 
 
@@ -45,7 +49,10 @@ class SynthesisLoop:
         self.section, self.stock, self.log_every, self.taken = section, stock, log_every, 0
         self.generators, self.order, self.own = generators, order, own
         self.labels, self.learnt = stock.labels, LearntImages(section, stock.images, pixel_range)
-        self.members = section.population.open(stock, order)
+        with calling(section.population, "open", OPEN):
+            self.members = section.population.open(stock, order)
+        if not isinstance(self.members, OpenPopulation):
+            raise refuse(section.population, "open", type(self.members).__name__, OPEN)
         components = [*section.terms, *section.matchers, *section.regularizers]
         self.terms = dict(zip(term_names(components), components, strict=True))
         matchers = section.all_matchers
@@ -83,8 +90,16 @@ class SynthesisLoop:
             progress(self.taken, steps)
             between()
 
+    def _draw(self, step: int) -> Sequence[Network]:
+        population = self.section.population
+        with calling(population, "draw", DRAWN):
+            networks = self.members.draw(step)
+        if not (networks and all(isinstance(network, Network) for network in networks)):
+            raise refuse(population, "draw", repr(networks), DRAWN)
+        return networks
+
     def _next(self, step: int) -> JointStep:
-        networks = self.members.draw(step)
+        networks = self._draw(step)
         images, labels = self.learnt.decode(), self.labels
         if not bool(self.learnt.active.all()):
             images, labels = images[self.learnt.active], labels[self.learnt.active]
@@ -115,8 +130,9 @@ class SynthesisLoop:
         if not (math.isfinite(value) and math.isfinite(largest)):
             raise NotFiniteError(_diagnosis(joint, value, terms))
         self.learnt.update(gradients, rate)
-        for each in seen:
-            self.members.settle(each)
+        with calling(section.population, "settle", "networks that go on after a step"):
+            for each in seen:
+                self.members.settle(each)
 
         def values() -> dict[str, float]:
             named = {name: float(term.detach()) / joint.batches for name, term in terms.items()}
@@ -134,14 +150,18 @@ class SynthesisLoop:
                     losses[name] = loss
                 continue
             memories = self.memories[name]
-            of_batches = [term.loss(step, memory) for step, memory in zip(seen, memories, strict=True)]
+            with calling(term, "loss", LOSS):
+                of_batches = [term.loss(step, memory) for step, memory in zip(seen, memories, strict=True)]
+            for loss in of_batches:
+                returned(term, "loss", loss, LOSS, shape=())
             losses[name] = term.weight * torch.stack(of_batches).sum()
         return losses
 
     def _call_back(self) -> None:
         for callback, state in self._callbacks:
             if self.taken % callback.every == 0:
-                callback.after(self.taken, state)
+                with calling(callback, "after", "a change of the state between two steps"):
+                    callback.after(self.taken, state)
 
     def state(self) -> dict[str, Tensor]:
         """Return all that a later run of the same unit needs to go on from here, equal to the bit (CPU)."""

@@ -76,7 +76,7 @@ class Resolutions(Callback):
 
     every: int = Field(500, ge=1, description="steps between two changes")
     sizes: tuple[int, ...] = Field(
-        description="pixels of the images' side, in turn from the start", min_length=1
+        (200, 224), description="pixels of the images' side, in turn from the start", min_length=1
     )
 
     def after(self, step: int, state: SynthesisState) -> None:
