@@ -17,7 +17,7 @@ LAYERS = {"method": "methods", "protocol": "protocols"}
 CHANGED = ", changed"
 """What follows the name of a protocol that something laid over it has changed."""
 TRAININGS = {
-    *("students", "seeds", "test_every"),
+    *("students", "seeds", "soft", "test_every"),
     *("distilled_hard", "random_baseline", "full_baseline", "without_augmentation"),
 }
 """Keys of [evaluation] that say which students are trained, not how: a protocol stays what it is."""

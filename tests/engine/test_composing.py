@@ -192,6 +192,7 @@ def test_every_shipped_set_method_and_protocol_is_what_it_should_be(registry: Re
         missing = components - set(said["synthesis"])
         assert not missing, f"{name}: say {', '.join(sorted(missing))} in [synthesis], too"
         assert "iterations" in said["synthesis"], name
+        assert "soft" in said["evaluation"], f"{name}: say soft in [evaluation], true or false"
         assert "data" not in said, name
         assert said["method"] == name.partition("/")[2]
     for name, said in shipped(registry, "protocols").items():
