@@ -17,6 +17,7 @@ from gvbsm.report.gather import ReportInputs, StoredBackbone
 from gvbsm.results.finished import FinishedRun
 from gvbsm.results.records import with_protocol, write_records
 from gvbsm.runtime import distributed
+from gvbsm.runtime.asking import check_logits
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import open_data
 from gvbsm.runtime.environment import check_folder, choose_device, open_store
@@ -181,7 +182,9 @@ def check(recipe: Recipe, context: Context) -> None:
         raise too_few_images(data.classes[smallest], int(counts[smallest]), recipe.synthesis.ipc)
     with torch.random.fork_rng(devices=[]):
         for backbone in (*networks_of(recipe), *recipe.evaluation.students):
-            context.build(backbone)
+            module, train = context.build(backbone), data.train
+            images = torch.zeros(2, train.channels, train.image_size, train.image_size, device=context.device)
+            check_logits(backbone, module, images, len(data.classes))
 
 
 def run_stages(opened: Run, until: str = "evaluation") -> None:

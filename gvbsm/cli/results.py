@@ -178,12 +178,17 @@ def export_command(out: Path, destination: Path, name: str) -> None:
     """Write the set of run folder OUT in another format to DESTINATION, a new folder."""
     from gvbsm.recipe.text import parse_component
     from gvbsm.results.finished import FinishedRun
+    from gvbsm.runtime.blame import calling, refuse
     from gvbsm_registry import Exporter, GvbsmError
 
     exporter = load_plugins().create(Exporter, parse_component(name))
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise GvbsmError(f"{destination}: exists already; give a folder that does not")
-    exporter.export(FinishedRun(out), destination)
+    asks = "files written to the destination"
+    with calling(exporter, "export", asks):
+        exporter.export(FinishedRun(out), destination)
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        raise refuse(exporter, "export", "without having written anything", asks)
     click.echo(f"the {exporter.full_name} form is in {destination}")
 
 

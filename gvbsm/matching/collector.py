@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gvbsm.matching.activations import ActivationRecorder, GroupedActivation
-from gvbsm.matching.terms import measured_sites, sites_of, target_name
+from gvbsm.matching.asking import measured_sites, sites_of, statistics_of
+from gvbsm.matching.terms import target_name
 from gvbsm_registry import Matcher
 
 
@@ -64,7 +65,7 @@ class StatisticsCollector:
         self._statistics[site] = {
             prefix + name: value
             for matcher, prefix in self._matchers[site]
-            for name, value in matcher.statistics(seen).items()
+            for name, value in statistics_of(matcher, seen).items()
         }
 
     def _input_of(self, site: str) -> Tensor:

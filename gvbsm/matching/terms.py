@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gvbsm.matching.activations import GroupedActivation
+from gvbsm.matching.asking import known_targets, sites_of, statistics_of
 from gvbsm.matching.classes import classes_of_batches
 from gvbsm.matching.statistic import Statistic
 from gvbsm_registry import Component, GvbsmError, Matcher
@@ -26,30 +27,6 @@ def target_name(matcher: Matcher, site: str, statistic: str, by_class: bool = Fa
     """
     name = f"{digest(matcher.measured_by())[:12]}/{site}/{statistic}"
     return BY_CLASS + name if by_class else name
-
-
-def sites_of(matcher: Matcher, model: nn.Module) -> list[str]:
-    """Return a matcher's sites in a model, checked.
-
-    Raises GvbsmError if the matcher names a module that the model does not have.
-    """
-    sites = matcher.sites(model)
-    known = dict(model.named_modules())
-    for site in sites:
-        if site not in known:
-            raise GvbsmError(
-                f"matcher {matcher.full_name!r} names the site {site!r}, which the backbone lacks"
-            )
-    return list(sites)
-
-
-def measured_sites(matcher: Matcher, model: nn.Module) -> list[str]:
-    """Return the sites of a matcher whose modules do not know their targets, so that they are measured.
-
-    Of the data set's targets: those of its classes no module knows. Raises GvbsmError as `sites_of` does.
-    """
-    modules = dict(model.named_modules())
-    return [site for site in sites_of(matcher, model) if matcher.targets(modules[site]) is None]
 
 
 def term_names(components: Sequence[Component]) -> list[str]:
@@ -114,7 +91,8 @@ class MatcherTerm:
                     at_sites.append(None)
                     continue
                 seen = activations[site]
-                statistics = self.matcher.statistics(seen.part(index) if self.by_class else seen.group(index))
+                activation = seen.part(index) if self.by_class else seen.group(index)
+                statistics = statistics_of(self.matcher, activation)
                 if _shapes(statistics) != self._shapes[site]:
                     raise self._misfit(site, "its statistics", _shapes(statistics))
                 at_sites.append(statistics)
@@ -247,7 +225,7 @@ class Matching:
 def _targets(
     matcher: Matcher, site: str, module: nn.Module, measured: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    known = matcher.targets(module)
+    known = known_targets(matcher, module)
     if known is not None:
         return known
     prefix = target_name(matcher, site, "")

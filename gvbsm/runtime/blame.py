@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -148,8 +149,11 @@ def _place(error: BaseException, component: Component) -> str | None:
     It had if its package's code ran, or no code of the engine beyond the line that called it.
     """
     package = type(component).__module__.split(".")[0]
-    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    frames = [(frame, line) for frame, line in frames if frame.f_globals.get("__name__") != __name__]
+    frames: list[tuple[FrameType, int]] = []
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") != __name__:
+            again = bool(frames) and frames[-1][0] is frame  # raised once more there
+            frames[len(frames) - again :] = [(frame, line)]
     rooms = [str(frame.f_globals.get("__name__", "")).split(".")[0] for frame, _ in frames]
     if ENGINE in rooms[1:] and package not in rooms[1:]:
         return None

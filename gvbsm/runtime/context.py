@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from gvbsm.runtime.asking import built
 from gvbsm.runtime.data import Data
 from gvbsm.runtime.reporting import MessageReporter, Reporter
-from gvbsm_registry import Backbone, Component, Registry, Split
+from gvbsm_registry import Backbone, Component, GvbsmError, Registry, Split
 
 C = TypeVar("C", bound=Component)
 S = TypeVar("S", bound=BaseModel)
@@ -44,8 +45,9 @@ class Context:
     def build(self, backbone: Backbone) -> nn.Module:
         """Build a backbone for this data set, in evaluation mode, on the device."""
         train = self.data.train
-        module = backbone.build(len(self.data.classes), train.image_size, train.channels)
-        return module.to(self.device).eval()
+        return (
+            built(backbone, len(self.data.classes), train.image_size, train.channels).to(self.device).eval()
+        )
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return uint8 [n, C, H, W] as normalised float32 on the device."""
@@ -66,6 +68,8 @@ class Context:
             pin_memory=self.device.type == "cuda",
         )
         for part, images in zip(parts, loader, strict=True):
+            if isinstance(images, GvbsmError):
+                raise images
             yield self.normalize(images), split.labels[part].to(self.device)
 
 
@@ -79,8 +83,12 @@ class _Batches(TorchDataset):
     def __init__(self, split: Split) -> None:
         self.split = split
 
-    def __getitem__(self, indices: Tensor) -> Tensor:
-        return self.split.read(indices)
+    def __getitem__(self, indices: Tensor) -> Tensor | GvbsmError:
+        """Read a batch; an error is handed back as it is, for the loader would wrap it into a traceback."""
+        try:
+            return self.split.read(indices)
+        except GvbsmError as error:
+            return error
 
 
 class _Order(Sampler):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gvbsm.distilled.normalized import Normalization
+from gvbsm.runtime.splits import open_split
 from gvbsm_registry import Artifact, Dataset, GvbsmError, Split
 from gvbsm_registry.artifacts import canonical, digest
 
@@ -70,7 +71,7 @@ def open_data(dataset: Dataset, cache: Path) -> Data:
 
 
 def _open_split(dataset: Dataset, name: Any, cache: Path) -> Split:
-    split = dataset.open(name, cache)
+    split: Split = open_split(dataset, name, cache)
     if dataset.only is not None:
         split = ClassSubset(split, chosen_classes(dataset.only, split.classes))
     if len(split) == 0:

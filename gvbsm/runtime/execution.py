@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from gvbsm.runtime.blame import out_of_memory
+from gvbsm.runtime.blame import calling, out_of_memory, refuse
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.distributed import run_on_all_ranks
 from gvbsm.runtime.remote_store import RemoteStore
@@ -19,6 +20,11 @@ from gvbsm.runtime.seeds import seed_of
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm_registry import Artifact, Executor, GvbsmError, StageFinished, StageStarted
 from gvbsm_registry.artifacts import write
+from gvbsm_registry.kinds.running import Task
+
+RESULTS = "each task's number and result, once"
+IN_TASK = "raised_in_task"
+"""What an error is marked with that a task raised, and not the executor that ran it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def execute(
     size = at_once if todo and todo[0].together is not None else 1
     groups = [todo[first : first + size] for first in range(0, len(todo), size)]
     tasks = [partial(_perform_elsewhere, context, storing, group) for group in groups]
-    for position, told in executor.run(tasks, reporter.receive) if tasks else ():
+    for position, told in _results(executor, tasks, reporter.receive):
         for unit in groups[position]:
             storing.fetch(unit)  # another machine may have made it
         summaries |= told
@@ -75,10 +81,47 @@ def execute(
     reporter.emit(StageFinished(stage, time.monotonic() - started, summaries))
 
 
+def _results(
+    executor: Executor, tasks: Sequence[Task], on_message: Callable[[Any], None]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield what an executor yields, checked: each task once, and none lost.
+
+    What a task raises is not the executor's failure, and passes.
+    """
+    if not tasks:
+        return
+    results = iter(_asked(executor, partial(executor.run, tasks, on_message)))
+    waiting = set(range(len(tasks)))
+    while (result := _asked(executor, partial(next, results, None))) is not None:
+        fits = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
+        if not fits or result[0] not in waiting:
+            raise refuse(executor, "run", f"{str(result)[:60]!r} with {len(waiting)} tasks left", RESULTS)
+        waiting.remove(result[0])
+        yield result
+    if waiting:
+        lost = ", ".join(str(number) for number in sorted(waiting)[:5])
+        raise refuse(executor, "run", f"no result of {len(waiting)} of {len(tasks)} tasks ({lost})", RESULTS)
+
+
+def _asked(executor: Executor, ask: Callable[[], Any]) -> Any:
+    try:
+        return ask()
+    except Exception as error:
+        if getattr(error, IN_TASK, False):
+            raise
+        with calling(executor, "run", RESULTS):
+            raise
+
+
 def _perform_elsewhere(
     context: Context, storing: Storing, units: Sequence[Unit], send: Callable[[Any], None]
 ) -> dict[str, Any]:
-    return perform(replace(context, reporter=MessageReporter(send)), units, storing)
+    try:
+        return perform(replace(context, reporter=MessageReporter(send)), units, storing)
+    except Exception as error:
+        with suppress(AttributeError):
+            setattr(error, IN_TASK, True)  # goes with it to the process that waits for it
+        raise
 
 
 def perform(context: Context, units: Sequence[Unit], storing: Storing = Storing()) -> dict[str, Any]:

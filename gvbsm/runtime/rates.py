@@ -6,22 +6,22 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gvbsm_registry import GvbsmError
+from gvbsm.runtime.blame import calling, refuse
 
 if TYPE_CHECKING:
     import torch
 
     from gvbsm_registry import Schedule
 
+FACTOR = "a finite number of 0 or more"
+
 
 def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """Return the schedule's factor; raises GvbsmError, naming it, if that is not a number of 0 or more."""
-    factor: object = schedule.factor(step, steps)
+    """Return a schedule's factor; raises ComponentError, naming it, if it is not a number of 0 or more."""
+    with calling(schedule, "factor", FACTOR):
+        factor: object = schedule.factor(step, steps)
     if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
-        raise GvbsmError(
-            f"schedule {schedule.full_name!r} gives {factor!r} at step {step} of {steps}, where a number of "
-            "0 or more is due; use another schedule, or ask its author to correct it"
-        )
+        raise refuse(schedule, "factor", f"{factor!r} at step {step} of {steps}", FACTOR)
     return float(factor)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gvbsm.distilled.dataset import DistilledDataset
 from gvbsm.recipe.schema import Evaluation, Pretrain
 from gvbsm.runtime import distributed
+from gvbsm.runtime.asking import built_optimizer, student_loss
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.seeds import generator_of, seed_of
 from gvbsm.runtime.units import Payload, Unit
@@ -137,7 +138,7 @@ def _train_on_set(
             curve.append((done, accuracy(*last[0])))
         progress(done, section.epochs)
 
-    optimizer = section.optimizer.build(module.parameters(), section.learning_rate)
+    optimizer = built_optimizer(section.optimizer, module.parameters(), section.learning_rate)
     make = _soft_batches if unit.options["labels"] == "soft" else _hard_batches
     batches = make(context, unit, dataset, section, generator)
     steps = batches_of(len(dataset), section.batch)
@@ -164,7 +165,7 @@ def _soft_batches(
 
 def _soft_loss(objective: Objective, logits: Tensor, truth: Tensor, batch: int) -> Loss:
     weight = distributed.shard_weight(len(logits), batch)
-    return lambda output: objective.loss(output, logits, truth) * weight
+    return lambda output: student_loss(objective, output, logits, truth) * weight
 
 
 def _hard_batches(

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from gvbsm.matching.collector import StatisticsCollector
 from gvbsm.matching.terms import BY_CLASS
 from gvbsm.recipe.schema import Measure
+from gvbsm.runtime.asking import drawn
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.runtime.units import Payload, Unit
@@ -116,9 +117,9 @@ def _sums(context: Context, unit: Unit, shard: tuple[int, int]) -> Sums:
     seen, total = 0, sum(len(batch) for *_, share in shares for batch in share)
     for one, before, share in shares:
         for batch in before:  # what the shards before draw
-            section.augmentation.draw(len(batch), train.image_size, one.generator)
+            drawn(section.augmentation, len(batch), train.image_size, one.generator)
         for (images, _), batch in zip(context.batches(train, share), share, strict=True):
-            view = section.augmentation.draw(len(images), train.image_size, one.generator)
+            view = drawn(section.augmentation, len(images), train.image_size, one.generator)
             label = int(train.labels[batch[0]]) if one.by_class else None
             sums.add(one.collect(view.apply(images)), len(images), label)
             seen += len(images)

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from gvbsm.matching.terms import measured_sites, sites_of
+from gvbsm.matching.asking import measured_sites, sites_of
 from gvbsm.recipe.fields import identities
 from gvbsm.recipe.schema import Recipe
 from gvbsm.results.records import labels_of, student_names
+from gvbsm.runtime.asking import built
 from gvbsm.runtime.data import Data
 from gvbsm.runtime.units import Unit
 from gvbsm.stages import STAGES, evaluate, image_sets, measure, pretrain, real_images, relabel, synthesize
@@ -91,7 +92,7 @@ class Plan:
             mixed, by_class = self._to_measure(backbone) if self.recipe.synthesis.iterations else ([], [])
             if not mixed and not by_class:
                 continue
-            matchers = [m for m in self.recipe.synthesis.matchers if m in mixed or m in by_class]
+            matchers = [m for m in self.recipe.synthesis.all_matchers if m in mixed or m in by_class]
             options: dict[str, Any] = {
                 "measure": section.options("shards"),
                 "matchers": sorted((matcher.measured_by() for matcher in mixed), key=str),
@@ -111,9 +112,8 @@ class Plan:
         """Return the matchers whose targets are measured: those of the data set, and those of its classes."""
         train = self.data.train
         with torch.random.fork_rng(devices=[]):
-            model = backbone.model_copy(update={"weights": None}).build(
-                len(self.data.classes), train.image_size, train.channels
-            )
+            fresh = backbone.model_copy(update={"weights": None})
+            model = built(fresh, len(self.data.classes), train.image_size, train.channels)
         matchers = self.recipe.synthesis.all_matchers
         mixed = [matcher for matcher in matchers if matcher.by_class < 1 and measured_sites(matcher, model)]
         return mixed, [matcher for matcher in matchers if matcher.by_class and sites_of(matcher, model)]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from gvbsm.matching.activations import ActivationRecorder
+from gvbsm.runtime.blame import calling, refuse, returned
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.pretrain import load_backbone, untrained
@@ -17,6 +18,8 @@ from gvbsm_registry import CommitteeMember, GvbsmError, Initializer, Split
 from gvbsm_registry.artifacts import peek
 
 FEATURE_BATCH = 256
+PREPARED = "a dict of named tensors"
+START = "finite normalised images, float [n, C, S, S], one for each label"
 
 
 class RealData:
@@ -91,4 +94,19 @@ def prepare_initializer(context: Context, unit: Unit) -> Payload:
     """Do what an initializer works out once for a data set, backbones and seed."""
     initializer = context.create(Initializer, unit.options["initializer"])
     source = RealData(context, unit.options["seed"], unit.input_list("backbones"))
-    return initializer.prepare(source), {"classes": list(context.data.classes)}
+    with calling(initializer, "prepare", PREPARED):
+        prepared: object = initializer.prepare(source)
+    if not isinstance(prepared, dict) or not all(isinstance(part, Tensor) for part in prepared.values()):
+        raise refuse(initializer, "prepare", type(prepared).__name__, PREPARED)
+    return prepared, {"classes": list(context.data.classes)}
+
+
+def starting_images(
+    initializer: Initializer, labels: Tensor, ranks: Tensor, source: RealData, generator: Generator
+) -> Tensor:
+    """Return the images before step 0, of each (label, rank): float [n, C, S, S], finite."""
+    with calling(initializer, "images", START):
+        images = initializer.images(labels, ranks, source, generator)
+    train = source.train
+    shape = (len(labels), train.channels, train.image_size, train.image_size)
+    return returned(initializer, "images", images, START, shape=shape, finite=True)

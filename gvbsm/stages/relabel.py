@@ -16,6 +16,8 @@ from gvbsm.distilled.views import EpochViews, draw
 from gvbsm.matching.frozen import use_batch_statistics
 from gvbsm.recipe.fields import identities
 from gvbsm.recipe.schema import Recipe, Relabel
+from gvbsm.runtime.asking import VIEWS, check_view, combined, encoded
+from gvbsm.runtime.blame import calling
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import check_classes
 from gvbsm.runtime.seeds import generator_of
@@ -111,7 +113,7 @@ def label_block(context: Context, unit: Unit) -> Payload:
                 "that makes them, or pretrain it with a lower pretrain.learning_rate"
             )
         views.append(drawn)
-        coded.append(section.codec.encode(logits))
+        coded.append(encoded(section.codec, logits))
         context.reporter.progress(f"relabel {unit.name}", epoch - first + 1, count)
     meta = {
         "layout": LAYOUT,
@@ -140,15 +142,17 @@ def label_epoch(
 ) -> tuple[EpochViews, Tensor]:
     """Draw one epoch's views of N images; label them, float32 [N, K]."""
     groups = label_batches(section, torch.randperm(len(images), generator=generator))
-    views = draw(
-        section.augmentation, groups, images.shape[-1], section.cutmix, section.cutmix_alpha, generator
-    )
+    with calling(section.augmentation, "draw", VIEWS):
+        views = draw(
+            section.augmentation, groups, images.shape[-1], section.cutmix, section.cutmix_alpha, generator
+        )
+    check_view(section.augmentation, views.view, len(images))
     logits = torch.zeros(len(images), classes)
     members = [each for _, each in committee]
     for group in groups:
         seen = views.apply(images, group)
         stacked = torch.stack([module(seen) for module, _ in committee])
-        logits[group] = section.ensembler.combine(stacked, members).cpu() / section.temperature
+        logits[group] = combined(section.ensembler, stacked, members).cpu() / section.temperature
     return views, logits
 
 

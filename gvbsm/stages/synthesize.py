@@ -20,7 +20,7 @@ from gvbsm.runtime.seeds import generator_of
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.checkpoints import Checkpoint
 from gvbsm.stages.pretrain import load_trained, member
-from gvbsm.stages.real_images import RealData
+from gvbsm.stages.real_images import RealData, starting_images
 from gvbsm.synthesis.loop import NotFiniteError, OnStep, SynthesisLoop
 from gvbsm.synthesis.networks import BackboneStock, PlannedNetwork
 from gvbsm_registry import Artifact, GvbsmError, Step
@@ -84,7 +84,7 @@ def _optimised(context: Context, units: Sequence[Unit]) -> list[Payload]:
     generators = [generator_of(seed, "synthesis", unit.options["batch"]) for unit in units]
     places = [[torch.tensor(unit.options[name]) for name in ("labels", "ranks")] for unit in units]
     starts = [
-        section.initializer.images(labels, ranks, source, generator)
+        starting_images(section.initializer, labels, ranks, source, generator)
         for (labels, ranks), generator in zip(places, generators, strict=True)
     ]
     pixel_range = context.data.normalization.pixel_range(context.device)

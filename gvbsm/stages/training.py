@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gvbsm.runtime import distributed
+from gvbsm.runtime.asking import built_optimizer, drawn
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.rates import rate_factor, set_rates
 
@@ -106,7 +107,7 @@ def fit_real(
             yield view.apply(images), hard_loss(labels, size)
         progress((epoch + 1) * steps, section.epochs * steps)
 
-    optimizer = section.optimizer.build(module.parameters(), section.learning_rate)
+    optimizer = built_optimizer(section.optimizer, module.parameters(), section.learning_rate)
     fit(module, optimizer, section.schedule, section.epochs, steps, batches, lambda epoch, loss: None)
 
 
@@ -133,7 +134,7 @@ def own_view(
 
     progress: the share of all epochs that is done, 0 to 1.
     """
-    view = augmentation.draw(size, image_size, generator, progress=progress)
+    view = drawn(augmentation, size, image_size, generator, progress=progress)
     return view if distributed.size() == 1 else view.select(distributed.local_shard(torch.arange(size)))
 
 

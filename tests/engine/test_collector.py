@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from benchmarks.textbook import channel_moments, measure, patch_moments
 from gvbsm.matching import activations as module
 from gvbsm.matching.activations import Activation, GroupedActivation
+from gvbsm.matching.asking import measured_sites
 from gvbsm.matching.collector import StatisticsCollector
-from gvbsm.matching.terms import Matching, measured_sites, target_name
+from gvbsm.matching.terms import Matching, target_name
 from gvbsm_registry import GvbsmError, Matcher, Registry
 
 

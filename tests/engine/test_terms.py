@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from benchmarks.textbook import MATCHERS, TextbookStep, measure
 from gvbsm.matching.activations import ActivationRecorder
+from gvbsm.matching.asking import sites_of
 from gvbsm.matching.forward import MatchedBackbone
-from gvbsm.matching.terms import Matching, Statistic, sites_of, target_name, term_names
+from gvbsm.matching.statistic import Statistic
+from gvbsm.matching.terms import Matching, target_name, term_names
 from gvbsm_registry import GvbsmError, Matcher, Registry
 
 

@@ -238,7 +238,9 @@ def test_the_rate_changes_with_every_step():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.5, "fast"])
 def test_a_schedule_that_gives_no_factor_is_blamed_by_name(value):
-    with pytest.raises(GvbsmError, match=rf"^schedule 'fixed' gives {value!r} at step 0 of 6, .* 0 or more"):
+    with pytest.raises(
+        GvbsmError, match=rf"^schedule 'fixed' of .* returned {value!r} at step 0 of 6; .* 0 or more"
+    ):
         fit_ones(Fixed(value=value), 2, 3)
 
 
