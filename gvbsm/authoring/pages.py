@@ -16,7 +16,8 @@ from gvbsm.recipe.fields import Used
 from gvbsm.recipe.schema import Recipe, Section
 from gvbsm.terminal import text_of
 from gvbsm_registry import CONTRACT_VERSION, KINDS, Component, GvbsmError, Plugin, Registry, reference
-from gvbsm_registry.discovery import unknown_name
+from gvbsm_registry.admission import same_name
+from gvbsm_registry.messages import unknown_name
 
 
 def status(plugin: Plugin) -> str:
@@ -59,13 +60,20 @@ def plugin_records(registry: Registry) -> list[dict[str, Any]]:
 
 
 def find(name: str, registry: Registry) -> type[Component]:
-    """Return the component called NAME or KIND:NAME; raises GvbsmError if there is none, or several."""
+    """Return the component called NAME, KIND:NAME, DISTRIBUTION:NAME or KIND:DISTRIBUTION:NAME.
+
+    Raises GvbsmError if there is none, or several.
+    """
     kinds = {kind.kind: kind for kind in KINDS}
     wanted, colon, rest = name.partition(":")
     if colon:
-        if wanted not in kinds:
+        if wanted in kinds:
+            return registry.find(kinds[wanted], rest)
+        owners = [plugin for plugin in registry.plugins if same_name(plugin.distribution, wanted)]
+        owned = [each for plugin in owners for each in plugin.components if each.name == rest]
+        if len(owned) != 1:
             raise GvbsmError(unknown_name("kind", wanted, kinds))
-        return registry.find(kinds[wanted], rest)
+        return owned[0]
     named = [each for each in registry.components() if each.name == name]
     if not named:
         families = [each for each in registry.components() if each.name == name.split("/", 1)[0] + "/*"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gvbsm_registry import CONTRACT_VERSION, KINDS, Component, GvbsmError, Registry
 from gvbsm_registry.artifacts import write_text
-from gvbsm_registry.discovery import unknown_name
+from gvbsm_registry.messages import unknown_name
 
 PACKAGE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 PREFIX = "gvbsm-"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gvbsm_registry import GvbsmError, Registry
-from gvbsm_registry.discovery import unknown_name
+from gvbsm_registry.messages import unknown_name
+from gvbsm_registry.plugin import split_name
 
 OWN = ("name", "description", "reproduces")
 """Keys that say what a recipe itself is: they are not taken from the recipes that it extends."""
@@ -105,13 +106,14 @@ def lay(tables: Tables, layer: str, name: str, registry: Registry) -> Tables:
 
 
 def _layer(layer: str, name: str, registry: Registry) -> Path:
-    prefix = f"{LAYERS[layer]}/"
     if name.endswith(".toml"):
         return find(name, registry)
+    distribution, bare = split_name(name)
+    prefix = f"{LAYERS[layer]}/"
     shipped = [each for each in registry.recipes() if each.startswith(prefix)]
-    if prefix + name not in shipped:
+    if not distribution and prefix + bare not in shipped:
         raise GvbsmError(unknown_name(layer, name, [each.removeprefix(prefix) for each in shipped]))
-    return registry.recipe(prefix + name)
+    return registry.recipe(f"{distribution}:{prefix}{bare}" if distribution else prefix + bare)
 
 
 def without_own(tables: Tables) -> Tables:

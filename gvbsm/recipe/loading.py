@@ -14,7 +14,7 @@ from gvbsm.recipe.composing import LAYERS, compose, find, lay, read_tables, sett
 from gvbsm.recipe.fields import Used
 from gvbsm.recipe.schema import Recipe
 from gvbsm_registry import GvbsmError, Registry
-from gvbsm_registry.discovery import format_validation_error
+from gvbsm_registry.messages import format_validation_error
 
 __all__ = ["change", "find", "load", "make", "override", "read_tables", "tables_of"]
 

@@ -14,8 +14,9 @@ Made from the code by `python -m gvbsm.recipe.reference > docs/recipes.md`; a te
 current.
 
 A recipe is a TOML file with one table per stage. A component is a table with `use = "NAME"` and its
-options, or just its name. `gvbsm run RECIPE` takes a name (`gvbsm recipes` lists them) or a path; options
-override it: `--ipc 1`, `--matcher bn --matcher conv_patch:patch_size=2` (exactly these matchers),
+options, or just its name; `DISTRIBUTION:NAME` tells apart what several plugins call alike. `gvbsm run RECIPE`
+takes a name (`gvbsm recipes` lists them) or a path; options override it: `--ipc 1`,
+`--matcher bn --matcher conv_patch:patch_size=2` (exactly these matchers),
 `--set synthesis.matchers.0.momentum=0`. The resolved recipe, with every default written out, is kept in the
 run folder and reproduces the run.
 

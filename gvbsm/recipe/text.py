@@ -21,11 +21,14 @@ def parse_value(text: str) -> Any:
 
 
 def parse_component(text: str) -> dict[str, Any]:
-    """Return the table that `NAME` or `NAME:key=value,key=value` describes.
+    """Return the table that `NAME` or `NAME:key=value,key=value` describes; NAME may be DISTRIBUTION:NAME.
 
     Commas inside brackets or quotes belong to the value. Raises GvbsmError if an option has no `=`.
     """
-    name, _, rest = text.partition(":")
+    name, colon, rest = text.partition(":")
+    second, _, options = rest.partition(":")
+    if colon and re.fullmatch(r"[^=,\s]+", second):
+        name, rest = f"{name}:{second}", options
     table: dict[str, Any] = {"use": name}
     for item in split_list(rest):
         key, equals, value = item.partition("=")

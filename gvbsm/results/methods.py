@@ -18,7 +18,7 @@ from gvbsm.recipe.schema import Published, Recipe, Section
 from gvbsm.results.tables import Table, escape
 from gvbsm_registry import GvbsmError, Registry, Used
 from gvbsm_registry.artifacts import write_text
-from gvbsm_registry.discovery import format_validation_error
+from gvbsm_registry.messages import format_validation_error
 
 FOLDER = "methods/"
 CARDS = "docs/methods"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from gvbsm_registry import GvbsmError
 from gvbsm_registry.artifacts import write_text
-from gvbsm_registry.discovery import format_validation_error
+from gvbsm_registry.messages import format_validation_error
 
 Record = dict[str, Any]
 SCHEMA: Literal[2] = 2

@@ -13,7 +13,7 @@ from gvbsm.recipe.loading import read_tables
 from gvbsm.recipe.schema import Section
 from gvbsm.sweeps.running import Axis, Overrides, Sweep, product, short_name, value_name, without_random
 from gvbsm_registry import GvbsmError, Registry
-from gvbsm_registry.discovery import format_validation_error
+from gvbsm_registry.messages import format_validation_error
 
 SHIPPED = "sweeps/"
 S = TypeVar("S", bound=Section)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gvbsm_registry.artifacts import Artifact
-from gvbsm_registry.discovery import Plugin, Registry, discover, hookimpl
+from gvbsm_registry.discovery import Registry, discover, hookimpl
 from gvbsm_registry.errors import GvbsmError
 from gvbsm_registry.events import StageFinished, StageStarted, Step
 from gvbsm_registry.fields import Used, named
@@ -33,6 +33,7 @@ from gvbsm_registry.kinds import (
     Task,
     Term,
 )
+from gvbsm_registry.plugin import Plugin
 from gvbsm_registry.source import CommitteeMember, Source
 from gvbsm_registry.splits import Split, TensorSplit
 from gvbsm_registry.step import Memory, Network, OpenPopulation, Stock, SynthesisState, SynthesisStep

@@ -52,6 +52,11 @@ def check_wanted(points: Iterable[metadata.EntryPoint], names: set[str] | None) 
     return sorted((names or set()) - known)
 
 
+def same_name(one: str, other: str) -> bool:
+    """Whether two names of distributions are one, as package indexes compare them."""
+    return _normal(one) == _normal(other)
+
+
 def _normal(name: str) -> str:
     """Return a name as package indexes compare it."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()

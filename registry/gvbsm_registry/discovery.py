@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -17,32 +15,13 @@ from pydantic import ValidationError
 from gvbsm_registry import admission, hookspecs, shipped
 from gvbsm_registry.errors import GvbsmError
 from gvbsm_registry.kinds import CONTRACT_VERSION, KINDS, Component
+from gvbsm_registry.messages import format_validation_error, unknown_name
+from gvbsm_registry.plugin import Plugin, split_name, told_twice
 
 GROUP = "gvbsm"
 hookimpl = pluggy.HookimplMarker(GROUP)
 
 C = TypeVar("C", bound=Component)
-
-
-@dataclass
-class Plugin:
-    """One entry point: where it comes from, what it adds, and what is wrong with it.
-
-    recipes: the files of those that it ships, by name. `loaded` is False if the user did not let it in
-    (GVBSM_PLUGINS, --no-plugins).
-    """
-
-    name: str
-    distribution: str
-    version: str
-    components: list[type[Component]] = field(default_factory=list)
-    recipes: dict[str, Path] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    loaded: bool = True
-
-    @property
-    def owner(self) -> str:
-        return f"plugin {self.name!r} of {self.distribution} {self.version}"
 
 
 class Registry:
@@ -69,8 +48,9 @@ class Registry:
                 self._owners.setdefault(("recipe", name), []).append((path, plugin))
                 plugin.problems += shipped.problems(path)
         for (kind, name), owners in self._owners.items():
+            owners.sort(key=lambda owner: not owner[1].built_in)
             for _, plugin in owners[1:]:
-                plugin.problems.append(_duplicate(kind, name, owners))
+                plugin.problems.append(told_twice(kind, name, [each for _, each in owners]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return discover, (self._entry_points,)
@@ -80,24 +60,44 @@ class Registry:
         return sorted(name for owned_kind, name in self._owners if owned_kind == kind.kind)
 
     def find(self, kind: type[C], name: str) -> type[C]:
-        """Return the component class called `name`.
+        """Return the component class called `name`, or `DISTRIBUTION:NAME`.
 
-        Raises GvbsmError if there is none (naming the nearest and all) or more than one (naming the owners).
+        A bare name that several plugins have means the built-in component. Raises GvbsmError if there is none
+        (naming the nearest and all), or several and none of them is built in (naming the owners).
         """
-        if (kind.kind, name) not in self._owners and "/" in name and not name.endswith("/"):
-            family = name.split("/", 1)[0] + "/*"
-            name = family if (kind.kind, family) in self._owners else name
         component: type[C] = self._owner(kind.kind, name, self.names(kind))[0]
         assert issubclass(component, kind)
         return component
 
     def _owner(self, kind: str, name: str, names: Iterable[str]) -> tuple[Any, Plugin]:
-        owners = self._owners.get((kind, name), [])
-        if not owners:
+        distribution, bare = split_name(name)
+        if (kind, bare) not in self._owners and "/" in bare and not bare.endswith("/"):
+            family = bare.split("/", 1)[0] + "/*"
+            bare = family if (kind, family) in self._owners else bare
+        owners = self._owners.get((kind, bare), [])
+        if distribution:
+            owners = [owner for owner in owners if admission.same_name(owner[1].distribution, distribution)]
+            if not owners:
+                raise GvbsmError(self._not_of(kind, distribution, bare))
+        elif not owners:
             raise GvbsmError(unknown_name(kind, name, names) + self._broken_plugins())
-        if len(owners) > 1:
-            raise GvbsmError(_duplicate(kind, name, owners))
+        several = len(owners) > 1 and owners[0][1].built_in == owners[1][1].built_in
+        if several:
+            raise GvbsmError(told_twice(kind, bare, [each for _, each in owners]))
         return owners[0]
+
+    def _not_of(self, kind: str, distribution: str, name: str) -> str:
+        """Return the line for a distribution that has no component of a name."""
+        mine = [p for p in self.plugins if admission.same_name(p.distribution, distribution)]
+        if not mine:
+            known = {plugin.distribution for plugin in self.plugins}
+            hint = "a component's options are written NAME:key=value"
+            return (
+                f"{kind} '{distribution}:{name}': {unknown_name('distribution', distribution, known)}; {hint}"
+            )
+        names = {c.name for plugin in mine for c in plugin.components if c.kind == kind}
+        names |= {each for plugin in mine for each in plugin.recipes if kind == "recipe"}
+        return f"{distribution}: {unknown_name(kind, name, names)}{self._broken_plugins()}"
 
     def create(self, kind: type[C], table: Mapping[str, Any] | str) -> C:
         """Make the component that a recipe table (`use` and options) or a bare name describes.
@@ -109,12 +109,22 @@ class Registry:
         if not isinstance(name, str):
             raise GvbsmError(f'a {kind.kind} needs use = "NAME"; there are: {", ".join(self.names(kind))}')
         component = self.find(kind, name)
+        distribution, bare = split_name(name)
         if component.name.endswith("/*"):
-            options["variant"] = name.split("/", 1)[1]
+            options["variant"] = bare.split("/", 1)[1]
         try:
-            return component.model_validate(options)
+            made = component.model_validate(options, context={"registry": self})
         except ValidationError as error:
             raise GvbsmError(f"{kind.kind} {name!r}: {format_validation_error(error, component)}") from error
+
+        if distribution and not self._is_meant(component):  # what is written needs the whole name, too
+            made._distribution = distribution
+        return made
+
+    def _is_meant(self, component: type[Component]) -> bool:
+        """Whether a component's bare name means it."""
+        owners = self._owners[component.kind, component.name]
+        return owners[0][0] is component and (len(owners) == 1 or not owners[1][1].built_in)
 
     def owner(self, component: type[Component]) -> Plugin:
         """Return the plugin that added a component class."""
@@ -153,9 +163,13 @@ class Registry:
     def _broken_plugins(self) -> str:
         broken = [plugin.name for plugin in self.plugins if plugin.problems]
         text = f" (plugins with problems: {', '.join(broken)}; see 'gvbsm plugins')" if broken else ""
-        absent = [plugin.name for plugin in self.plugins if not plugin.loaded]
+        absent = [plugin for plugin in self.plugins if not plugin.loaded]
+        if any(plugin.built_in for plugin in absent):
+            name = admission.BUILT_IN
+            text += f" (the built-in plugins are left out by {admission.VARIABLE}; add {name} to its names)"
+        others = [plugin.name for plugin in absent if not plugin.built_in]
         why = f"{admission.VARIABLE} or --no-plugins"
-        return text + (f" (plugins left out by {why}: {', '.join(absent)})" if absent else "")
+        return text + (f" (plugins left out by {why}: {', '.join(others)})" if others else "")
 
 
 def discover(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Registry:
@@ -255,33 +269,3 @@ def _add(plugin: Plugin, component: object) -> None:
 
 def _has_kind(component: type[Component]) -> bool:
     return any(issubclass(component, kind) and component.kind == kind.kind for kind in KINDS)
-
-
-def unknown_name(what: str, name: str, available: Iterable[str]) -> str:
-    """Return the line for an unknown name: the nearest names first, then all that exist."""
-    names = sorted(available)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return f"unknown {what} {name!r}; {hint}available: {', '.join(names) or 'none'}"
-
-
-def format_validation_error(error: ValidationError, model: type[Any]) -> str:
-    """Return a validation error as one line that names each key, what is wrong and what is allowed."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
-            lines.append(unknown_name("option", key, model.model_fields))
-        elif item["type"] in ("gvbsm", "missing"):
-            lines.append(f"{key}: {item['msg']}" if key else item["msg"])
-        else:
-            lines.append(f"{key}: {item['msg']}, got {item['input']!r}" if key else item["msg"])
-    return "; ".join(lines)
-
-
-def _duplicate(kind: str, name: str, owners: list[tuple[Any, Plugin]]) -> str:
-    who = " and ".join(plugin.owner for _, plugin in owners)
-    return (
-        f"the {kind} name {name!r} is taken twice, by {who}; uninstall one of them, "
-        "or ask its author for another name"
-    )

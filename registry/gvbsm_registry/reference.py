@@ -17,8 +17,9 @@ from pydantic.fields import FieldInfo
 
 import gvbsm_registry
 from gvbsm_registry import hookspecs
-from gvbsm_registry.discovery import Plugin, Registry
+from gvbsm_registry.discovery import Registry
 from gvbsm_registry.kinds import CONTRACT_VERSION, KINDS, Component
+from gvbsm_registry.plugin import Plugin
 
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "at least", "max_length": "at most"}
 HEAD = (

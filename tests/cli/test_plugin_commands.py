@@ -109,7 +109,7 @@ class Keeps(Regularizer):
     table: dict[str, set[int]] = Field({"a": {1}}, description="a table of sets")
     text: str = Field("a", description="a text")
 
-    def loss(self, images, labels):
+    def penalty(self, images, labels):
         return images.mean()
 
 @hookimpl

@@ -192,6 +192,8 @@ def test_values_are_toml_or_text(text, value):
         ("bn", {"use": "bn"}),
         ("bn:", {"use": "bn"}),
         ("timm/vit_tiny", {"use": "timm/vit_tiny"}),
+        ("gvbsm-more:bn", {"use": "gvbsm-more:bn"}),
+        ("gvbsm-more:bn:weight=2,drop_rate=0.5", {"use": "gvbsm-more:bn", "weight": 2, "drop_rate": 0.5}),
         ("conv_patch:patch_size=2,weight=0.5", {"use": "conv_patch", "patch_size": 2, "weight": 0.5}),
         ("resized_crop:scale=[0.5, 1.0],flip=0", {"use": "resized_crop", "scale": [0.5, 1.0], "flip": 0}),
         ("convnet:weights=/a:b=c.pth", {"use": "convnet", "weights": "/a:b=c.pth"}),
@@ -207,7 +209,7 @@ def test_components_on_the_command_line(text, table):
     assert options.parse_component(text) == table
 
 
-@pytest.mark.parametrize("text", ["bn:drop", "bn:=3", "bn:drop_rate=1,x"])
+@pytest.mark.parametrize("text", ["bn:drop,x=1", "bn:=3", "bn:drop_rate=1,x"])
 def test_components_on_the_command_line_with_mistakes(text):
     with pytest.raises(GvbsmError, match="NAME:key=value"):
         options.parse_component(text)

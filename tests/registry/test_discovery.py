@@ -489,3 +489,81 @@ def test_a_folder_of_recipes_is_named_by_paths(install: Install, tmp_path: Path)
     assert loading.find("methods/mine", registry) == folder / "methods" / "mine.toml"
     twice = discover([install(shipping(folder, folder / "mine.toml"), "twice")])
     assert "ships two recipes called 'mine'" in only(twice)
+
+
+def built_in(install: Install) -> metadata.EntryPoint:
+    return install(GOOD, "ours", "gvbsm", "9.9")
+
+
+def test_a_bare_name_means_the_built_in_one_and_a_whole_name_any(install: Install) -> None:
+    points = [built_in(install), install(GOOD.replace("1.0", "7.0"), "ahead", "gvbsm-Ahead", "2.0")]
+    registry = discover(points)
+    assert (
+        only(registry) == "plugin 'ahead' of gvbsm-Ahead 2.0: the schedule name 'steady' is taken twice, by "
+        "plugin 'ours' of gvbsm 9.9 and plugin 'ahead' of gvbsm-Ahead 2.0; alone it means the built-in one, "
+        "write 'gvbsm-Ahead:steady' for the other"
+    )
+    factors = {name: registry.create(Schedule, name).factor(0, 1) for name in ("steady", "gvbsm:steady")}
+    assert factors == {"steady": 1.0, "gvbsm:steady": 1.0}
+    other = registry.create(Schedule, {"use": "gvbsm_ahead:steady", "times": 3})
+    assert other.factor(0, 1) == 7.0
+    assert other.to_recipe() == {"use": "gvbsm_ahead:steady", "value": 7.0, "times": 3}
+    assert registry.create(Schedule, other.to_recipe()) == other
+    assert registry.create(Schedule, "gvbsm:steady").to_recipe()["use"] == "steady"  # nothing else is meant
+    assert [registry.origin(each) for each in registry.components()] == ["gvbsm 9.9"]
+
+
+def test_a_whole_name_where_none_is_built_in(install: Install) -> None:
+    registry = discover([install(GOOD), install(GOOD, "more", "gvbsm-more", "2.0")])
+    with pytest.raises(GvbsmError, match="write 'gvbsm-extra:steady' or 'gvbsm-more:steady', or uninstall"):
+        registry.create(Schedule, "steady")
+    made = registry.create(Schedule, "gvbsm-more:steady")
+    assert registry.origin(type(made)) == "gvbsm-more 2.0"
+    assert made.to_recipe()["use"] == "gvbsm-more:steady"
+    alone = discover([install(GOOD, "third", "gvbsm-third")])
+    assert alone.create(Schedule, "gvbsm-third:steady").to_recipe()["use"] == "steady"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gvbsm-mor:steady", "unknown distribution 'gvbsm-mor'; did you mean 'gvbsm-more'"),
+        ("steady:times", "unknown distribution 'steady'.*options are written NAME:key=value"),
+        ("gvbsm-more:stedy", "gvbsm-more: unknown schedule 'stedy'; did you mean 'steady'"),
+    ],
+)
+def test_a_whole_name_that_is_none(install: Install, name: str, told: str) -> None:
+    registry = discover([install(GOOD, "more", "gvbsm-more", "2.0")])
+    with pytest.raises(GvbsmError, match=told):
+        registry.find(Schedule, name)
+
+
+def test_whole_names_of_families_and_recipes(install: Install, tmp_path: Path) -> None:
+    family = GOOD.replace('name = "steady"', 'name = "zoo/*"\n    variant: str = Field(description="which")')
+    registry = discover([install(family), install(family, "more", "gvbsm-more", "2.0")])
+    made = registry.create(Schedule, "gvbsm-more:zoo/hf-hub:timm/x")
+    assert (made.full_name, registry.origin(type(made))) == ("zoo/hf-hub:timm/x", "gvbsm-more 2.0")
+    assert registry.create(Schedule, made.to_recipe()) == made
+    for folder in ("a", "b"):
+        (tmp_path / folder / "methods").mkdir(parents=True)
+        (tmp_path / folder / "methods" / "mine.toml").write_text(f'description = "{folder}"\n')
+    ours = install(shipping(tmp_path / "a"), "ours", "gvbsm", "9.9")
+    theirs = install(shipping(tmp_path / "b"), "theirs", "gvbsm-theirs", "1.0")
+    twice = discover([theirs, ours])
+    assert loading.find("methods/mine", twice) == tmp_path / "a" / "methods" / "mine.toml"
+    assert loading.find("gvbsm-theirs:methods/mine", twice) == tmp_path / "b" / "methods" / "mine.toml"
+    (tmp_path / "mine.toml").write_text('extends = ["gvbsm-theirs:methods/mine"]\n')
+    layered = loading.tables_of(tmp_path / "mine.toml", twice, [("method", "gvbsm-theirs:mine")])
+    assert layered["method"] == "mine"
+
+
+def test_that_the_built_in_plugins_are_left_out_is_told(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(GOOD)
+    monkeypatch.setenv("GVBSM_PLUGINS", "extra")
+    registry = discover()
+    with pytest.raises(GvbsmError, match="the built-in plugins are left out by GVBSM_PLUGINS; add gvbsm"):
+        loading.load("digits", registry)
+    with pytest.raises(GvbsmError, match="built-in plugins are left out"):
+        registry.find(Matcher, "bn")

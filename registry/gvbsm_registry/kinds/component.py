@@ -6,7 +6,7 @@ from abc import ABC
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 
 class Component(BaseModel, ABC):
@@ -17,6 +17,9 @@ class Component(BaseModel, ABC):
     kind: ClassVar[str] = ""
     name: ClassVar[str] = ""
 
+    # whose it is, if it was named so ("DISTRIBUTION:NAME") and its bare name means another component
+    _distribution: str = PrivateAttr("")
+
     @property
     def full_name(self) -> str:
         """The name as a user types it: the family's star replaced by the variant."""
@@ -26,7 +29,8 @@ class Component(BaseModel, ABC):
         """Return the recipe table that makes this component: `use` beside every option that is not None."""
         options = self.model_dump(mode="json", exclude_none=True)
         options.pop("variant", None)
-        return {"use": self.full_name, **options}
+        whole = f"{self._distribution}:{self.full_name}" if self._distribution else self.full_name
+        return {"use": whole, **options}
 
     def files(self) -> tuple[Path, ...]:
         """Return the files whose contents the component reads; work that uses it is keyed by their contents.

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gvbsm_registry.discovery import format_validation_error
 from gvbsm_registry.kinds import KINDS, Component
+from gvbsm_registry.messages import format_validation_error
 from gvbsm_registry.testing import (
     backbones,
     components,
