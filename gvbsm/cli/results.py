@@ -136,8 +136,8 @@ def import_command(
 ) -> None:
     """Make a run of published images: relabel, evaluate and report the set in FOLDER.
 
-    FOLDER is what `gvbsm export --to imagefolder` writes, class folders of pictures, or SRe2L's layout
-    (newXXX/classXXX_idXXX.jpg).
+    FOLDER is what `gvbsm export --to imagefolder` writes, class folders of pictures, or what
+    several published sets come in (newXXX/classXXX_idXXX.jpg).
     """
     from gvbsm.pipeline import import_settings
 

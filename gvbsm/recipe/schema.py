@@ -80,9 +80,10 @@ class Synthesis(Section):
     ipc: int = Field(10, ge=1, description="images per class")
     iterations: int = Field(1000, ge=0, description="steps; 0 keeps the initializer's images")
     batch: int = Field(50, ge=1, description="images optimised together")
-    batching: Literal["by_class", "across_classes"] = Field(
+    batching: Literal["by_class", "one_class", "across_classes"] = Field(
         "by_class",
-        description="by_class: all images of few classes; across_classes: one image of many classes",
+        description="by_class: all images of few classes; one_class: of one class each, however many; "
+        "across_classes: one image of many classes",
     )
     population: UsePopulation = named("pretrained")
     learning_rate: float = Field(0.05, gt=0, description="of the optimizer, at the start")

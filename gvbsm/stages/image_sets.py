@@ -17,11 +17,12 @@ def image_batches(classes: int, section: Synthesis) -> list[tuple[list[int], lis
     """Split the set into image batches, each a list of labels and one of ranks within the class.
 
     "by_class": all images of as many classes as fit (a class larger than the batch is split).
-    "across_classes": one image of each of as many classes as fit. Where a term or the population is not
-    separable, the whole set is one batch.
+    "one_class": all images of one class. "across_classes": one image of each of as many classes as fit. Where
+    a term or the population is not separable, the whole set is one batch.
     """
     ipc = section.ipc
-    size = section.batch if section.separable else ipc * classes
+    size = ipc if section.batching == "one_class" else section.batch
+    size = size if section.separable else ipc * classes
     if section.batching == "across_classes" and section.separable:
         pairs = [(label, rank) for rank in range(ipc) for label in range(classes)]
         chunks = [

@@ -28,6 +28,8 @@ class BatchNormMatcher(Matcher):
 
     name = "bn"
 
+    variance_weight: float = Field(1.0, ge=0, description="factor on variances (11 in DWA, arXiv 2409.17612)")
+
     def sites(self, model: Module) -> list[str]:
         from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -35,11 +37,16 @@ class BatchNormMatcher(Matcher):
 
     def statistics(self, activation: Activation) -> dict[str, Tensor]:
         mean, var = activation.channel_moments()
-        return {"mean": mean, "var": var}
+        return {"mean": mean, "var": self._weighed(var)}
 
     def targets(self, module: Module) -> dict[str, Tensor] | None:
         mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-        return None if mean is None or var is None else {"mean": mean.detach(), "var": var.detach()}
+        if mean is None or var is None:
+            return None
+        return {"mean": mean.detach(), "var": self._weighed(var.detach())}
+
+    def _weighed(self, var: Tensor) -> Tensor:
+        return var if self.variance_weight == 1 else var * self.variance_weight
 
 
 class ConvChannelMatcher(Matcher):

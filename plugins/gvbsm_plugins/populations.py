@@ -29,6 +29,7 @@ class Pretrained(Population):
         description="cycle: in turn; random: drawn for each step; fixed: drawn once for each image batch",
     )
     per_step: int = Field(1, ge=1, description="networks a step; all of them, if there are fewer")
+    first: int = Field(0, ge=0, description="how many of the backbones there are, from the first; 0: all")
     by_accuracy: float = Field(
         0.0,
         ge=0,
@@ -51,7 +52,7 @@ class _PretrainedMembers(OpenPopulation):
         import torch
 
         self.options, self.generator = options, generator
-        count = len(stock.names)
+        count = min(options.first or len(stock.names), len(stock.names))
         self.size = min(options.per_step, count)
         chosen: Sequence[int] = range(count)
         if options.order == "fixed":

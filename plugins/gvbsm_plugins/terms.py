@@ -55,7 +55,7 @@ class Flatness(Term):
         losses = []
         for network in step.networks:
             with torch.no_grad():
-                target = (network.module(seen).float() / self.temperature).log_softmax(1)
+                target = (network.module(seen) / self.temperature).log_softmax(1)
             given = (step.logits(network) / self.temperature).log_softmax(1)
             losses.append(network.weight * kl_div(given, target, reduction="batchmean", log_target=True))
         return torch.stack(losses).sum()

@@ -33,7 +33,7 @@ PLAIN = [("synthesis.initializer", "real"), ("synthesis.augmentation", "none")]
     classes=st.integers(1, 30),
     ipc=st.integers(1, 20),
     batch=st.integers(1, 40),
-    batching=st.sampled_from(["by_class", "across_classes"]),
+    batching=st.sampled_from(["by_class", "one_class", "across_classes"]),
 )
 def test_batches_hold_every_image_once_in_the_papers_order(registry, classes, ipc, batch, batching):
     section = Synthesis.model_validate(
@@ -43,11 +43,13 @@ def test_batches_hold_every_image_once_in_the_papers_order(registry, classes, ip
     pairs = [pair for labels, ranks in parts for pair in zip(labels, ranks, strict=True)]
     assert sorted(pairs) == [(label, rank) for label in range(classes) for rank in range(ipc)]
     for labels, ranks in parts:
-        assert 0 < len(labels) == len(ranks) <= batch
+        assert 0 < len(labels) == len(ranks) <= (ipc if batching == "one_class" else batch)
         counts = Counter(labels)
         if batching == "across_classes":  # one image of each of many classes
             assert set(counts.values()) == {1}
             assert len(set(ranks)) == 1
+        elif batching == "one_class":
+            assert list(counts.values()) == [ipc]
         elif ipc <= batch:  # all images of few classes
             assert set(counts.values()) == {ipc}
         else:
@@ -55,6 +57,8 @@ def test_batches_hold_every_image_once_in_the_papers_order(registry, classes, ip
     # No more batches than the order of the loop asks for.
     if batching == "across_classes":
         assert len(parts) == ipc * math.ceil(classes / batch)
+    elif batching == "one_class":
+        assert len(parts) == classes
     elif ipc <= batch:
         assert len(parts) == math.ceil(classes / (batch // ipc))
     else:

@@ -134,3 +134,19 @@ def test_measured_targets_depend_on_the_patch_size_alone():
     }
     assert {c.name for c in matchers.gvbsm_components()} == {"bn", "conv_channel", "conv_patch"}
     assert all(c().drop_rate == 0 for c in matchers.gvbsm_components())
+
+
+def test_variances_of_batchnorm_may_count_more():
+    """‖μ − μ_t‖ + 11 ‖σ² − σ²_t‖: statistics and targets alike."""
+    norm = torch.nn.BatchNorm2d(3)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    activation = PlainActivation(torch.randn(4, 3, 5, 5))
+    plain, weighed = BatchNormMatcher(), BatchNormMatcher(variance_weight=11.0)
+    for one, other in (
+        (plain.statistics(activation), weighed.statistics(activation)),
+        (plain.targets(norm), weighed.targets(norm)),
+    ):
+        torch.testing.assert_close(other["var"], 11 * one["var"])
+        assert torch.equal(other["mean"], one["mean"])
+    assert plain.measured_by() != weighed.measured_by()

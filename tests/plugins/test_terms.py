@@ -1,0 +1,64 @@
+"""Terms of the synthesis loss against their equations, written out in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gvbsm_plugins.terms import CrossEntropy, Flatness
+from gvbsm_registry import Network
+from gvbsm_registry.testing.steps import SampleStep, SampleStock
+
+
+def networks(*weights: float) -> list[Network]:
+    stock = SampleStock()
+    drawn = [stock.pretrained(index) for index in range(len(weights))]
+    return [Network(n.name, n.module.double(), w) for n, w in zip(drawn, weights, strict=True)]
+
+
+def images(seed: int = 0) -> torch.Tensor:
+    return torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_cross_entropy_is_the_mean_log_likelihood_weighed_by_network() -> None:
+    batch, drawn = images().requires_grad_(True), networks(0.25, 2.0)
+    step = SampleStep(batch, drawn)
+    loss = CrossEntropy().loss(step, {})
+    expected = torch.zeros((), dtype=torch.float64)
+    for network in drawn:
+        exponentials = network.module(batch).exp()
+        likely = exponentials[torch.arange(6), step.labels] / exponentials.sum(1)
+        expected = expected - network.weight * likely.log().mean()
+    torch.testing.assert_close(loss, expected)
+    assert torch.equal(
+        *(torch.autograd.grad(each, batch, retain_graph=True)[0].sign() for each in (loss, expected))
+    )
+
+
+@pytest.mark.parametrize(("temperature", "momentum"), [(4.0, 0.99), (1.5, 0.5)])
+def test_flatness_is_the_divergence_from_the_averaged_images(temperature: float, momentum: float) -> None:
+    term, memory, (network,) = Flatness(temperature=temperature, momentum=momentum), {}, networks(1.5)
+    average = images(0)
+    for number in range(4):
+        batch = images(number).requires_grad_(True)
+        loss = term.loss(SampleStep(batch, [network]), memory)
+        average = average if number == 0 else momentum * average + (1 - momentum) * batch.detach()
+
+        def softmax(x: torch.Tensor) -> torch.Tensor:
+            exponentials = (network.module(x) / temperature).exp()
+            return exponentials / exponentials.sum(1, keepdim=True)
+
+        target, given = softmax(average).detach(), softmax(batch)
+        expected = 1.5 * (target * (target / given).log()).sum() / 6
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-7)
+        gradient, other = (torch.autograd.grad(each, batch)[0] for each in (loss, expected))
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-7)
+    assert set(memory) == {"average"}
+
+
+def test_flatness_begins_again_when_other_images_take_part() -> None:
+    term, memory, drawn = Flatness(), {}, networks(1.0)
+    term.loss(SampleStep(images(), drawn), memory)
+    loss = term.loss(SampleStep(images(1)[:4], drawn), memory)
+    assert float(loss) == pytest.approx(0, abs=1e-12)  # judged against itself
+    assert len(memory["average"]) == 4
