@@ -1,4 +1,4 @@
-"""Wheels of gvbsm and of both examples in a fresh virtual environment: what a user does, in order."""
+"""Wheels of gvbsm and of the examples in a fresh virtual environment: what a user does, in order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("wheels")
-    projects = [ROOT, EXAMPLES / "gvbsm-gram", EXAMPLES / "gvbsm-vit"]
+    projects = [ROOT, *(EXAMPLES / name for name in ("gvbsm-gram", "gvbsm-prism", "gvbsm-vit"))]
     return {"gvbsm" if p == ROOT else p.name: wheel(p, folder) for p in projects}
 
 
@@ -83,7 +83,15 @@ def test_no_plugins_refuses_a_third_partys_matcher(venv: Venv, tmp_path: Path) -
     assert "available: bn" in venv.run("GVBSM_PLUGINS=gvbsm gvbsm run --matcher x; true", tmp_path).stderr
 
 
-@pytest.mark.parametrize("example", ["gvbsm-gram", "gvbsm-vit"])
+def test_a_third_partys_method_is_listed_and_runs(venv: Venv, tmp_path: Path) -> None:
+    assert "prism" in venv.run("gvbsm methods", tmp_path).stdout
+    assert "population" in venv.run("gvbsm methods prism", tmp_path).stdout
+    second = "--backbone convnet:width=8,depth=1 --backbone wrn_16_2"
+    venv.run(f"gvbsm run digits --method prism {second} --out out {SHRUNK}", tmp_path)
+    assert 'use = "prism"' in (tmp_path / "out/recipe.toml").read_text()
+
+
+@pytest.mark.parametrize("example", ["gvbsm-gram", "gvbsm-prism", "gvbsm-vit"])
 def test_the_examples_own_tests_pass_against_the_wheel(venv: Venv, example: str, tmp_path: Path) -> None:
     done = venv.run(f"pytest -q -p no:cacheprovider {EXAMPLES / example}", tmp_path)
     assert "passed" in done.stdout

@@ -23,9 +23,9 @@ def test_gram_is_the_mean_outer_product():
 
 def test_diversity_compares_images_of_one_class_only():
     images = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 3.0], [5.0, 0.0]]).reshape(4, 1, 1, 2)
-    loss = GramDiversity().loss(images, torch.tensor([0, 0, 1, 0]))
+    loss = GramDiversity().penalty(images, torch.tensor([0, 0, 1, 0]))
     assert loss.item() == pytest.approx((0.5 + 1.0 + 0.5) / 3)
-    assert GramDiversity().loss(images, torch.tensor([0, 1, 2, 3])).item() == 0
+    assert GramDiversity().penalty(images, torch.tensor([0, 1, 2, 3])).item() == 0
 
 
 def test_is_a_plugin():

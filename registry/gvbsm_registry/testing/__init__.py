@@ -38,11 +38,15 @@ from gvbsm_registry.testing.cases import Case, cases, run
 from gvbsm_registry.testing.plugins import check_plugin
 from gvbsm_registry.testing.requirements import ConformanceError, fail
 from gvbsm_registry.testing.samples import PlainActivation
+from gvbsm_registry.testing.steps import SampleState, SampleStep, SampleStock
 
 __all__ = [
     "Case",
     "ConformanceError",
     "PlainActivation",
+    "SampleState",
+    "SampleStep",
+    "SampleStock",
     "cases",
     "check",
     "check_augmentation",
