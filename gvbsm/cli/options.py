@@ -29,6 +29,16 @@ COMPONENTS = {
     "objective": ("evaluation.objective", False),
 }
 """By flag: the recipe's key that it sets, and whether that is a list."""
+SINGLE = {
+    "method": "method",
+    "protocol": "protocol",
+    "data": "data.root",
+    "seed": "seed",
+    "ipc": "synthesis.ipc",
+    "compile": "synthesis.compile",
+    "precision": "synthesis.precision",
+}
+"""By flag: the recipe's key that it sets to a value."""
 
 
 def combined(*decorators: Decorator) -> Decorator:
@@ -57,23 +67,24 @@ def _take_overrides(values: dict[str, Any]) -> list[tuple[str, Any]]:
 
     Raises GvbsmError if one is not what it has to be, such as KEY=VALUE.
     """
-    from gvbsm.recipe.text import parse_component, parse_setting
+    from gvbsm.recipe.text import Setting, parse_component, parse_setting
 
-    # absolute, so that the resolved recipe finds the data from any working directory
-    data = values.pop("data")
-    single = {
-        "method": values.pop("method", None),
-        "protocol": values.pop("protocol", None),
-        "data.root": str(data.expanduser().absolute()) if data else None,
-        "seed": values.pop("seed", None),
-    }
-    single |= {f"synthesis.{name}": values.pop(name, None) for name in ("ipc", "compile", "precision")}
-    overrides = [(key, value) for key, value in single.items() if value is not None]
+    taken: list[tuple[str, Any]] = []
+    for flag, key in SINGLE.items():
+        value = values.pop(flag, None)
+        if value is None:
+            continue
+        text = f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}"
+        if flag == "data":  # absolute, so that the resolved recipe finds the data from any working directory
+            value = str(value.expanduser().absolute())
+        taken.append(Setting(key, value, text))
     for kind, (key, repeatable) in COMPONENTS.items():
         if given := values.pop(kind, None):
-            table = [parse_component(text) for text in given] if repeatable else parse_component(given)
-            overrides.append((key, table))
-    return overrides + [parse_setting(text) for text in values.pop("settings")]
+            texts = given if repeatable else [given]
+            tables = [parse_component(text) for text in texts]
+            value = tables if repeatable else tables[0]
+            taken.append(Setting(key, value, *(f"--{kind} {text}" for text in texts)))
+    return taken + [parse_setting(text) for text in values.pop("settings")]
 
 
 def _take_where(values: dict[str, Any]) -> dict[str, Any]:

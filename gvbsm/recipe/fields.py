@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel
 
 from gvbsm_registry import (
+    KINDS,
     Augmentation,
     Backbone,
     Callback,
@@ -59,6 +60,30 @@ def components_of(part: Any) -> Iterator[Component]:
     if isinstance(part, (list, tuple)):
         for inner in part:
             yield from components_of(inner)
+
+
+def origins(registry: Registry, part: Any) -> dict[str, str]:
+    """Return whose the components of a recipe are: by `KIND:NAME` the distribution and its version."""
+    found = {f"{each.kind}:{each.full_name}": registry.origin(type(each)) for each in components_of(part)}
+    return dict(sorted(found.items()))
+
+
+def missing_plugins(registry: Registry, components: Any) -> str:
+    """Return what is to be said of components that a recipe once had, see `origins`, and that are gone."""
+    if not isinstance(components, Mapping):
+        return ""
+    kinds = {kind.kind: kind for kind in KINDS}
+    gone = []
+    for whole, origin in components.items():
+        kind, _, name = str(whole).partition(":")
+        try:
+            if kind in kinds:
+                registry.find(kinds[kind], name)
+        except GvbsmError:
+            gone.append(f"{kind} {name!r} of {origin}")
+    if not gone:
+        return ""
+    return f"; the recipe was made with {', '.join(gone)}: install that again"
 
 
 def identities(registry: Registry, *parts: Any) -> dict[str, str]:

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from gvbsm.recipe.composing import LAYERS, compose, find, lay, read_tables, settle
-from gvbsm.recipe.fields import Used
+from gvbsm.recipe.fields import Used, missing_plugins, origins
 from gvbsm.recipe.schema import Recipe
+from gvbsm.recipe.text import Setting
 from gvbsm_registry import GvbsmError, Registry
-from gvbsm_registry.messages import format_validation_error
+from gvbsm_registry.messages import keyed, validation_errors
 
 __all__ = ["change", "find", "load", "make", "override", "read_tables", "tables_of"]
 
@@ -51,12 +52,12 @@ def load(source: str | Path, registry: Registry, overrides: Overrides = ()) -> R
     Raises GvbsmError if there is no such recipe, it is not TOML, or anything in it is wrong.
     """
     path = find(source, registry)
-    return make(_overridden(tables_of(source, registry), registry, overrides), registry, where=str(path))
+    return make(_overridden(tables_of(source, registry), registry, overrides), registry, str(path), overrides)
 
 
 def change(recipe: Recipe, registry: Registry, overrides: Overrides) -> Recipe:
     """Return `recipe` with `overrides`, as `load` applies them; raises GvbsmError if anything is wrong."""
-    return make(_overridden(recipe.tables(), registry, overrides), registry, where=recipe.name)
+    return make(_overridden(recipe.tables(), registry, overrides), registry, recipe.name, overrides)
 
 
 def tables_of(source: str | Path, registry: Registry, overrides: Overrides = ()) -> dict[str, Any]:
@@ -82,21 +83,49 @@ def _overridden(tables: dict[str, Any], registry: Registry, overrides: Overrides
     return tables
 
 
-def make(tables: Mapping[str, Any], registry: Registry, where: str) -> Recipe:
-    """Check plain tables and make them a recipe; raises GvbsmError naming `where` and every wrong key."""
+def make(tables: Mapping[str, Any], registry: Registry, where: str, overrides: Overrides = ()) -> Recipe:
+    """Check plain tables and make them a recipe.
+
+    overrides: those that are in `tables` already, to be blamed for what is wrong with them. Raises GvbsmError
+    naming every wrong key, and `where`, or the option of the command line that it comes from.
+    """
     sections = ("pretrain", "measure", "synthesis", "relabel", "evaluation")
     try:
-        return Recipe.model_validate(
+        made = Recipe.model_validate(
             {**{name: {} for name in sections}, **tables}, context={"registry": registry}
         )
     except ValidationError as error:
-        renamed = [
-            f"{path} is now called {_new_name(old, new)}"
-            for old, new in RENAMED.items()
-            for path in _paths(tables, old.split("."))
-        ]
-        told = "; ".join(renamed) or format_validation_error(error, Recipe)
-        raise GvbsmError(f"recipe {where}: {told}") from error
+        raise GvbsmError(_told(tables, registry, where, overrides, error)) from error
+    return made.model_copy(update={"components": origins(registry, made)})
+
+
+def _told(
+    tables: Mapping[str, Any], registry: Registry, where: str, overrides: Overrides, error: ValidationError
+) -> str:
+    """Return the line for an error: the recipe's part names it, an option's part the option."""
+    renamed = [
+        (tuple(path.split(".")), f"is now called {_new_name(old, new)}")
+        for old, new in RENAMED.items()
+        for path in _paths(tables, old.split("."))
+    ]
+    theirs, own = [], []
+    for key, line in renamed or validation_errors(error, Recipe):
+        blamed = next((each for each in reversed(overrides) if _blamed(each, key)), None)
+        if renamed:
+            own.append(f"{'.'.join(key)} {line}")
+        elif blamed is None:
+            own.append(keyed(key, line))
+        else:  # an option for a component says which it is, and --set the key
+            text, name = _blamed(blamed, key), ".".join(key)
+            told = isinstance(blamed[1], (dict, list)) or name in text
+            theirs.append(f"{text}: {line if told else keyed(key, line)}")
+    layers = [f" with {key} {value}" for key, value in overrides if key in LAYERS and value]
+    parts = [*theirs, *([f"recipe {where}{''.join(layers)}: {'; '.join(own)}"] if own else [])]
+    return "; ".join(parts) + missing_plugins(registry, tables.get("components"))
+
+
+def _blamed(override: tuple[str, Any], key: tuple[str, ...]) -> str:
+    return override.blamed(key) if isinstance(override, Setting) else ""
 
 
 def _new_name(old: str, new: str) -> str:

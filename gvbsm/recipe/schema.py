@@ -266,6 +266,13 @@ class Recipe(Section):
         "of this data set and IPC are shown beside ours",
     )
 
+    components: dict[str, str] = Field(
+        {},
+        json_schema_extra=NO_RESULT,
+        description="by KIND:NAME, the distribution and version of each component; written by gvbsm, and "
+        "read when one is gone",
+    )
+
     def toml(self) -> str:
         """Return the recipe with every default written out, as TOML that makes an equal recipe."""
         return tomli_w.dumps(self.tables(), multiline_strings=False)

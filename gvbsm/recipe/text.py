@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from typing import Any
 
 from gvbsm_registry import GvbsmError
 
 TOKEN = re.compile(r"""(?<!\w)"(?:\\.|[^"\\])*"|(?<!\w)'[^']*'|.""", re.DOTALL)
 """A string as TOML writes it, or one character; an apostrophe within a word begins no string."""
+
+
+class Setting(tuple[str, Any]):
+    """A pair of dotted key and value that remembers how it was written: for messages.
+
+    texts: one, such as "--ipc 3"; for a list of components one for each of them.
+    """
+
+    texts: tuple[str, ...]
+
+    def __new__(cls, key: str, value: Any, *texts: str) -> Setting:
+        """Return the pair."""
+        made = super().__new__(cls, (key, value))
+        made.texts = texts
+        return made
+
+    def blamed(self, key: Sequence[str]) -> str:
+        """Return what was written that a wrong value at `key` comes from; "" if it comes from elsewhere."""
+        own = self[0].split(".")
+        common = min(len(own), len(key))
+        if list(key[:common]) != own[:common]:
+            return ""
+        below = key[common] if len(key) > common and len(self.texts) > 1 else ""
+        return self.texts[int(below)] if below.isdecimal() else " ".join(self.texts)
 
 
 def parse_value(text: str) -> Any:
@@ -38,12 +63,12 @@ def parse_component(text: str) -> dict[str, Any]:
     return table
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str) -> Setting:
     """Return the dotted key and the value of `KEY=VALUE`; raises GvbsmError if `text` is not that."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise GvbsmError(f"--set {text}: is not KEY=VALUE; write for example synthesis.iterations=500")
-    return key.strip(), parse_value(value)
+    return Setting(key.strip(), parse_value(value), f"--set {text}")
 
 
 def split_list(text: str) -> list[str]:

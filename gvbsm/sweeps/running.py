@@ -85,7 +85,7 @@ def expand_all(recipe: str, registry: Registry, overrides: Overrides) -> Overrid
     """Return `overrides` of a recipe with their keys expanded, after the method that they lay over it."""
     layers = [(key, value) for key, value in overrides if key in LAYERS]
     tables = tables_of(recipe, registry, layers)
-    return [pair for key, value in overrides for pair in expand(tables, key, value)]
+    return [pair for each in overrides for pair in ([each] if "*" not in each[0] else expand(tables, *each))]
 
 
 def expand(tables: dict[str, Any], key: str, value: Any) -> Overrides:

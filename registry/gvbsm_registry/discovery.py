@@ -89,12 +89,11 @@ class Registry:
     def _not_of(self, kind: str, distribution: str, name: str) -> str:
         """Return the line for a distribution that has no component of a name."""
         mine = [p for p in self.plugins if admission.same_name(p.distribution, distribution)]
+        if not mine and (kind, distribution) in self._owners:
+            return f"{kind} {distribution!r}: {name!r} is not an option; write NAME:key=value"
         if not mine:
             known = {plugin.distribution for plugin in self.plugins}
-            hint = "a component's options are written NAME:key=value"
-            return (
-                f"{kind} '{distribution}:{name}': {unknown_name('distribution', distribution, known)}; {hint}"
-            )
+            return f"{kind} '{distribution}:{name}': {unknown_name('distribution', distribution, known)}"
         names = {c.name for plugin in mine for c in plugin.components if c.kind == kind}
         names |= {each for plugin in mine for each in plugin.recipes if kind == "recipe"}
         return f"{distribution}: {unknown_name(kind, name, names)}{self._broken_plugins()}"

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from gvbsm.recipe import loading
 from gvbsm.recipe import text as options
+from gvbsm.recipe.text import Setting
+from gvbsm.version import __version__
 from gvbsm_registry import GvbsmError
 
 COMPONENTS = st.sampled_from(["bn", "conv_channel", {"use": "conv_patch", "patch_size": 2, "momentum": 0.4}])
@@ -274,3 +276,63 @@ def test_several_keys_of_before_are_told_at_once(registry):
     message = r"synthesis\.loop is now called batching; relabel\.keep is now called keep_fraction$"
     with pytest.raises(GvbsmError, match=message):
         loading.make(tables, registry, "here")
+
+
+BN = {"use": "bn", "rech": 2}
+SET = options.parse_setting
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            [Setting("synthesis.matchers", ["bn", BN], "--matcher bn", "--matcher X")],
+            "--matcher X: matcher 'bn': unknown option 'rech'; available: ",
+        ),
+        (
+            [Setting("synthesis.ipc", 0, "--ipc 0")],
+            "--ipc 0: synthesis.ipc: Input .*, got 0",
+        ),
+        ([SET("synthesis.iteration=3")], "--set synthesis.iteration=3: unknown option.*mean 'iterations'"),
+        ([SET("backbones.0.widht=3")], "--set backbones.0.widht=3: .*unknown option 'widht'"),
+        ([SET("backbones=[]")], r"--set backbones=\[\]: Tuple should have at least 1 item"),
+        ([SET("pretrain.optimizer=sdg")], "--set pretrain.optimizer=sdg: unknown optimizer 'sdg'"),
+        ([("seed", -1), SET("synthesis.ipc=0")], "--set synthesis.ipc=0: .*; recipe .*: seed: "),
+    ],
+)
+def test_a_wrong_option_is_blamed_and_not_the_recipe(registry, tmp_path, settings, told):
+    path = tmp_path / "mine.toml"
+    path.write_text('data = "toy_data"\nbackbones = ["toy_net"]\n')
+    with pytest.raises(GvbsmError, match=told) as caught:
+        loading.load(path, registry, settings)
+    assert str(caught.value).startswith("--")
+    assert "\n" not in str(caught.value)
+    assert (str(path) in str(caught.value)) == ("recipe" in told)
+
+
+def test_a_list_is_not_said_to_be_too_short_beside_what_is_wrong_in_it(registry):
+    with pytest.raises(GvbsmError) as caught:
+        loading.make({"backbones": [{"use": "convnet", "width": 0}]}, registry, "here")
+    assert str(caught.value).startswith(
+        "recipe here: backbones.0: backbone 'convnet': width: Input should be"
+    )
+    assert str(caught.value).endswith("got 0")
+
+
+def test_a_recipe_remembers_whose_its_components_were(registry, tmp_path):
+    made = loading.make(TABLES, registry, "here")
+    assert made.components["backbone:convnet"] == f"gvbsm {__version__}"
+    assert made.components["schedule:cosine"] == f"gvbsm {__version__}"
+    assert "components" not in made.result_tables()
+    path = tmp_path / "recipe.toml"
+    text = made.toml().replace("toy_net", "gone_net").replace("no distribution ?", "gvbsm-gone 0.3")
+    path.write_text(text)
+    with pytest.raises(GvbsmError) as caught:
+        loading.load(path, registry)
+    assert "unknown backbone 'gone_net'" in str(caught.value)
+    told = "the recipe was made with backbone 'gone_net' of gvbsm-gone 0.3: install that again"
+    assert str(caught.value).endswith(told)
+    path.write_text(made.toml().replace("ipc = 10", "ipc = 0"))
+    with pytest.raises(GvbsmError) as caught:
+        loading.load(path, registry)
+    assert "made with" not in str(caught.value)
