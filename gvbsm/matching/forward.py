@@ -37,8 +37,15 @@ class MatchedBackbone:
         self._compiled: dict[torch.Size, Forward] = {}
         self._centres: dict[str, Tensor] = {}
 
-    def observe(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits [G·B, K], float32 at least, and the matching terms (see `Matching.step_losses`)."""
+    def observe(
+        self, images: Tensor, uniforms: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits [G·B, K], float32 at least, and the matching terms (see `Matching.step_losses`).
+
+        labels: of the images, where they may be others than the matching was made for; see `Matching.check`.
+        """
+        if labels is not None:
+            self.matching.check(labels)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             if self._compile:
                 if images.shape not in self._compiled:

@@ -141,15 +141,18 @@ class Matching:
             for name, matcher in zip(term_names(matchers), matchers, strict=True)
             if sites_of(matcher, model)
         }
+        classes: Tensor | None = None
         if any(matcher.by_class for matcher in named.values()):
             classes = classes_of_batches(labels, groups)
             self.parts = classes.shape[1]
+        self._classes, self._known = classes, labels
         self.terms = []
         for name, matcher in named.items():
             share = matcher.by_class
             if share < 1:
                 self.terms.append(MatcherTerm(name, matcher, model, measured, groups, start, None, 1 - share))
             if share > 0:
+                assert classes is not None
                 each = classes.flatten()
                 term = MatcherTerm(name, matcher, model, measured, len(each), start, each, share / self.parts)
                 self.terms.append(term)
@@ -159,6 +162,19 @@ class Matching:
         self._positions = [
             torch.tensor([number[site] for site in term.sites], device=self.device) for term in self.terms
         ]
+
+    def check(self, labels: Tensor) -> None:
+        """Raise GvbsmError if images with these labels can't be matched by class as those before.
+
+        There may be fewer of each class, as long as there are equally many.
+        """
+        if self._classes is None or labels is self._known:
+            return
+        if not torch.equal(classes_of_batches(labels, self.groups), self._classes):
+            raise GvbsmError(
+                "matching by class asks for images of the same classes in every step; set by_class = 0, or "
+                "leave out what takes the images of some classes away"
+            )
 
     def skipped(self, uniforms: Tensor) -> list[set[str]]:
         """Return, for each term, the sites that it skips in every image batch; see `step_losses`."""

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
 from gvbsm.recipe.schema import Synthesis
+from gvbsm.runtime.asking import built_optimizer
 from gvbsm.runtime.blame import calling, describe_tensor, refuse, returned
 from gvbsm_registry import Memory, Source
 
@@ -34,7 +35,7 @@ class LearntImages:
     def restart_optimizer(self) -> None:
         """Build the optimizer anew."""
         section = self._section
-        self.optimizer = section.optimizer.build(self.leaves.values(), section.learning_rate)
+        self.optimizer = built_optimizer(section.optimizer, self.leaves.values(), section.learning_rate)
 
     def _encode(self, images: Tensor) -> dict[str, Tensor]:
         component = self._section.parameterization

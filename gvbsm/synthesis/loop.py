@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from gvbsm.matching.terms import term_names
 from gvbsm.recipe.schema import Synthesis
 from gvbsm.runtime.blame import calling, refuse, returned
+from gvbsm.runtime.rates import rate_factor
 from gvbsm.synthesis.images import BatchState, LearntImages
 from gvbsm.synthesis.networks import BackboneStock
 from gvbsm.synthesis.step import BatchStep, JointStep
@@ -119,7 +120,7 @@ class SynthesisLoop:
     def _take(self, joint: JointStep) -> Callable[[], dict[str, float]]:
         """Take a step; return what reads its values, each by the image batch, off the device."""
         step, steps, section = joint.index, joint.steps, self.section
-        rate = section.learning_rate * section.schedule.factor(step, steps)
+        rate = section.learning_rate * rate_factor(section.schedule, step, steps)
         seen = [BatchStep(joint, batch) for batch in range(joint.batches)]
         terms = self._losses(joint, seen)
         total = torch.stack(list(terms.values())).sum()

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from gvbsm.matching.activations import inputs_of
+from gvbsm.runtime import asking
 from gvbsm.synthesis.networks import BackboneStock
 from gvbsm_registry import Augmentation, Component, GvbsmError, Matcher, Network, View
 
@@ -36,8 +37,10 @@ class JointStep:
         self.networks, self.matchers, self._stock = networks, matchers, stock
         self.batches = len(generators)
         self.size = len(images) // self.batches
-        progress = index / steps
-        self.views = [augmentation.draw(self.size, images.shape[-1], each, progress) for each in generators]
+        side, progress = images.shape[-1], index / steps
+        self.views = [
+            asking.drawn(augmentation, self.size, side, each, progress=progress) for each in generators
+        ]
         sites = [len(stock.matched(network)[0].sites) for network in networks]
         drawn = [[torch.rand(count, generator=each) for count in sites] for each in generators]
         self._uniforms = [torch.stack(of_network) for of_network in zip(*drawn, strict=True)]
@@ -57,7 +60,7 @@ class JointStep:
         if network not in self._observed:
             matched, _ = self._stock.matched(network)
             uniforms = self._uniforms[self.networks.index(network)]
-            self._observed[network] = matched.observe(self.seen, uniforms.to(self.seen.device))
+            self._observed[network] = matched.observe(self.seen, uniforms.to(self.seen.device), self.labels)
         return self._observed[network]
 
     def matched(self, name: str) -> Tensor | None:

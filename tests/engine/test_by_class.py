@@ -193,6 +193,25 @@ def test_what_is_not_measured_by_class_names_the_stage_or_the_class(registry):
         Matching(model, [matcher], by_class, labels=torch.tensor([1, 2]))
 
 
+def test_fewer_images_of_each_class_are_matched_as_well(registry):
+    """As where images join later: the same classes, equally many of each."""
+    model, labels = net(), torch.tensor([0, 0, 0, 3, 3, 3])
+    wanted = matchers(registry, by_class=0.5)
+    measured = named(wanted, measure(model, [randn(6, 2, 7, 7)]))
+    measured |= named_by_class(wanted, targets_of_classes(model, 2, 7))
+    images, some = randn(6, 2, 7, 7, seed=5), torch.tensor([0, 1, 3, 5])
+    matched = MatchedBackbone(model, Matching(model, wanted, measured, labels=labels))
+    keep = torch.ones(1, len(matched.sites))
+    matched.observe(images, keep, labels)
+    found = MatchedBackbone(model, Matching(model, wanted, measured, labels=labels))
+    alone = MatchedBackbone(model, Matching(model, wanted, measured, labels=labels[some]))
+    pair = [one.observe(images[some], keep, labels[some])[1] for one in (found, alone)]
+    assert pair[0] == pair[1]
+    for wrong in (torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2])):
+        with pytest.raises(GvbsmError, match=r"matching by class asks for"):
+            matched.observe(images[wrong], keep, labels[wrong])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 @pytest.mark.parametrize("batches", [[[0, 1, 2]], [[0, 1], [2, 3]]])
