@@ -5,7 +5,7 @@ How a block is run is told by its first line:
 - ```` ```console ````: lines after `$ ` are run by a shell; the lines that follow are what it prints, and
   `...` stands for anything.
 - ```` ```python ````: run by Python; with `file=PATH` it is written to that file instead.
-- ```` ```toml ````: parsed, and added to the recipe that it would be part of.
+- ```` ```toml ````: parsed, and added to the recipe that it would be part of; or written, with `file=PATH`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gvbsm.recipe import reference as recipe_reference
 from gvbsm_registry import reference
 
 BLOCK = re.compile(r"^```(\w*)[ ]*(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TUTORIAL = ROOT / "docs" / "plugins.md"
+TUTORIALS = [ROOT / "docs" / name for name in ("plugins.md", "own-method.md")]
 
 
 def blocks(path: Path) -> list[tuple[str, str, str]]:
@@ -54,9 +54,14 @@ def python(venv: Venv, folder: Path, text: str, rest: str) -> None:
     venv.run("python block.py", folder)
 
 
-def toml(venv: Venv, folder: Path, text: str) -> None:
-    """Check a block as a recipe."""
+def toml(venv: Venv, folder: Path, text: str, rest: str) -> None:
+    """Write a block to its file, or check it as a recipe."""
     tomllib.loads(text)
+    if rest:
+        path = folder / rest.removeprefix("file=")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return
     (folder / "block.toml").write_text(text, encoding="utf-8")
     imports = "from gvbsm.recipe import loading; from gvbsm_registry import discover"
     check = f"{imports}; loading.load('block.toml', discover())"
@@ -64,7 +69,8 @@ def toml(venv: Venv, folder: Path, text: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_tutorial_works_from_its_first_block_to_its_last(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_works_from_its_first_block_to_its_last(page: Path, tmp_path: Path) -> None:
     venv = Venv(tmp_path / "env")
     venv.run(f"pip install {wheel(ROOT, tmp_path)}", tmp_path)
     folder = tmp_path / "here"
@@ -72,18 +78,25 @@ def test_the_tutorial_works_from_its_first_block_to_its_last(tmp_path: Path) -> 
     run: dict[str, Callable[[str, str], None]] = {
         "console": lambda text, rest: console(venv, folder, text),
         "python": lambda text, rest: python(venv, folder, text, rest),
-        "toml": lambda text, rest: toml(venv, folder, text),
+        "toml": lambda text, rest: toml(venv, folder, text, rest),
     }
-    found = blocks(TUTORIAL)
-    assert len(found) > 8
+    found = blocks(page)
+    assert len(found) >= 5
     for language, rest, text in found:
         run[language](text, rest)
 
 
-def test_every_fence_is_a_block_that_can_be_run() -> None:
-    text = TUTORIAL.read_text(encoding="utf-8")
-    assert text.count("```") == 2 * len(blocks(TUTORIAL))
-    assert {language for language, _, _ in blocks(TUTORIAL)} <= {"console", "python", "toml"}
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda path: path.stem)
+def test_every_fence_is_a_block_that_can_be_run(page: Path) -> None:
+    assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks(page))
+    assert {language for language, _, _ in blocks(page)} <= {"console", "python", "toml"}
+
+
+def test_the_method_that_is_written_is_the_example() -> None:
+    written = {rest.removeprefix("file="): text for _, rest, text in blocks(TUTORIALS[1]) if rest}
+    for name in ("__init__.py", "recipes/methods/prism.toml"):
+        path = f"gvbsm-prism/gvbsm_prism/{name}"
+        assert written[path] == (ROOT / "examples" / path).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from gvbsm_registry import (
-    Component,
-    GvbsmError,
-    Memory,
-    Network,
-    OpenPopulation,
-    Population,
-    Stock,
-    SynthesisStep,
-    Term,
-    hookimpl,
-)
+from gvbsm_registry import Component, GvbsmError, OpenPopulation, Population, Term, hookimpl
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+    from gvbsm_registry import Memory, Network, Stock, SynthesisStep
 
 requires_contract = ">=2,<3"
 
@@ -51,10 +41,10 @@ class Prism(Population):
 
 
 class _Drawn(OpenPopulation):
-    def __init__(self, networks: Sequence[Network]) -> None:
+    def __init__(self, networks: list[Network]) -> None:
         self.networks = networks
 
-    def draw(self, step: int) -> Sequence[Network]:
+    def draw(self, step: int) -> list[Network]:
         return self.networks
 
 
