@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gvbsm.distilled.labels import codec_of, logits_of, views_of
 from gvbsm.distilled.normalized import LazyNormalizedImages, Normalization
+from gvbsm.distilled.pool import LabelPool, chained, coded_parts
 from gvbsm.distilled.views import EpochViews
 from gvbsm_registry import Artifact, Codec, GvbsmError, Registry
 from gvbsm_registry.artifacts import peek, read
@@ -34,7 +36,8 @@ class DistilledDataset(torch.utils.data.Dataset):
     Without soft labels, item i is (image, label): float32 [C, H, W] normalised, int. After `set_epoch(e)`
     it is (view, logits, truth): the view of image i in epoch e, the ensemble's logits on it, float32 [K],
     and the class mixture, float32 [K]. Works with any loader, persistent workers too, and any batch size;
-    epochs repeat from the start when they run out.
+    epochs repeat from the start when they run out. Labels that were pruned by batch or by class are no epochs
+    but a `pool`.
 
     images: uint8 [N, C, H, W]; labels: int64 [N]; classes, mean, std, provenance: as stored.
     registry: where the labels' codec comes from; by default the installed plugins.
@@ -62,7 +65,7 @@ class DistilledDataset(torch.utils.data.Dataset):
 
     @property
     def epochs(self) -> int:
-        """How many epochs of soft labels there are; 0 if none."""
+        """How many epochs of soft labels there are; 0 if none, or if they are a `pool`."""
         return self._blocks.epochs
 
     @property
@@ -75,8 +78,26 @@ class DistilledDataset(torch.utils.data.Dataset):
         return self.normalization.normalize(self.images)
 
     def epoch(self, number: int) -> LabelledViews:
-        """Return the views and logits of one epoch; raises GvbsmError if there are no soft labels."""
+        """Return the views and logits of one epoch; raises GvbsmError if there are none."""
         return self._blocks.epoch(number)
+
+    @cached_property
+    def pool(self) -> LabelPool | None:
+        """The soft labels, if they were pruned by batch or class; None if they are epochs or there are none.
+
+        Raises GvbsmError if a file is missing or broken.
+        """
+        return self._blocks.pool(self.labels)
+
+    def pooled(
+        self, parts: Iterable[Tensor], device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (views, logits, truth) of the pool's views at each of `parts`, int64 [n], on the device."""
+        pool, images = self.pool, self.lazily_normalized(device)
+        assert pool is not None, "the labels are epochs"
+        for index in parts:
+            truth = pool.views.truth(self.labels, index, len(self.classes), images.shape[-1])
+            yield pool.views.apply(images, index), pool.logits(index).to(device), truth.to(device)
 
     def set_epoch(self, number: int) -> None:
         """Make items the views of epoch `number`, with soft labels."""
@@ -129,18 +150,23 @@ class LabelBlocks:
 
     def __init__(self, folder: Path, images_key: str, registry: Registry | None = None) -> None:
         self.folder, self._registry = folder, registry
+        self.pruning = "epochs"
         self._files: list[tuple[int, int, Path]] = []
         self._codec: Codec | None = None
         for path in sorted(folder.glob(LABEL_FILES)):
             meta = json.loads(peek(path)["meta"])
             if meta["images"] != images_key:
                 raise GvbsmError(f"{path}: labels other images than those beside it; relabel them")
-            self._files.append((meta["first_epoch"], meta["epochs"], path))
+            self.pruning = meta.get("pruning", "epochs")
+            first, count = (
+                ("first_epoch", "epochs") if self.pruning == "epochs" else ("first_batch", "batches")
+            )
+            self._files.append((meta[first], meta[count], path))
         self._open: tuple[Path, Artifact] | None = None
 
     @property
     def epochs(self) -> int:
-        return sum(count for _, count, _ in self._files)
+        return sum(count for _, count, _ in self._files) if self.pruning == "epochs" else 0
 
     @property
     def bytes(self) -> int:
@@ -149,22 +175,53 @@ class LabelBlocks:
     def epoch(self, number: int) -> LabelledViews:
         if not self._files:
             raise GvbsmError(f"{self.folder}: holds no soft labels; run the relabel stage")
+        if self.pruning != "epochs":
+            raise GvbsmError(
+                f"{self.folder}: its soft labels were pruned by {self.pruning}, so that there are no epochs "
+                "of them; draw from DistilledDataset.pool"
+            )
         self._check_complete()
         number %= self.epochs
         first, _, path = next(f for f in self._files if f[0] <= number < f[0] + f[1])
         if self._open is None or self._open[0] != path:
             self._open = path, read(path, "labels")
         artifact = self._open[1]
+        codec = self._codec_of(artifact, path)
+        logits = logits_of(artifact.tensors, number - first, codec, len(artifact.meta["classes"]))
+        return LabelledViews(views_of(artifact.tensors, number - first, len(logits)), logits)
+
+    def pool(self, labels: Tensor) -> LabelPool | None:
+        """Return all files as one pool; None if they hold epochs. labels: int64 [N], of the images."""
+        if self.pruning == "epochs":
+            return None
+        self._check_complete()
+        artifacts = [read(path, "labels") for _, _, path in self._files]
+        codec = self._codec_of(artifacts[0], self._files[0][2])
+        coded = [coded_parts(artifact.tensors) for artifact in artifacts]
+        views = [
+            views_of(artifact.tensors, 0, int(artifact.tensors["batch"].sum())) for artifact in artifacts
+        ]
+        return LabelPool(
+            self.pruning,
+            chained(views),
+            tuple(size for artifact in artifacts for size in artifact.tensors["batch"].tolist()),
+            {name: torch.cat([parts[name] for parts in coded]) for name in coded[0]},
+            codec,
+            labels,
+            len(artifacts[0].meta["classes"]),
+        )
+
+    def _codec_of(self, artifact: Artifact, path: Path) -> Codec:
         if self._codec is None or self._codec.to_recipe() != artifact.meta.get("codec"):
             self._codec = codec_of(artifact.meta, path, self._registry)
-        logits = logits_of(artifact.tensors, number - first, self._codec, len(artifact.meta["classes"]))
-        return LabelledViews(views_of(artifact.tensors, number - first, len(logits)), logits)
+        return self._codec
 
     def _check_complete(self) -> None:
         expected = 0
         for first, count, _ in self._files:
             if first != expected:
+                what = "epoch" if self.pruning == "epochs" else "batch"
                 raise GvbsmError(
-                    f"{self.folder}: lacks the labels of epoch {expected}; run the relabel stage"
+                    f"{self.folder}: lacks the labels of {what} {expected}; run the relabel stage"
                 )
             expected += count

@@ -19,7 +19,7 @@ from gvbsm_registry import Codec, GvbsmError, Registry, discover
 TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 CODED = "logits."
 LAYOUT = 3
-VIEW = ("crop", "roll", "partner", "cutmix", "color", "angle", "cutout")
+VIEW = ("crop", "roll", "partner", "cutmix", "color", "angle", "cutout", "image")
 
 
 def pack(epochs: list[EpochViews], coded: list[dict[str, Tensor]]) -> dict[str, Tensor]:

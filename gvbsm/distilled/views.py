@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,34 +19,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochViews:
-    """Views of N images.
+    """N views: of N images, one each, or of those that `images` says.
 
-    view: each image's own view.
-    partners: int64 [N], the image whose view is pasted into this one (CutMix).
+    view: the images' own views.
+    partners: int64 [N], the view that is pasted into this one (CutMix).
     boxes: int64 [N, 4], (top, left, bottom, right) of the pasted part; empty where nothing is.
+    images: int64 [N], of which image each view is; None: of its own number.
     """
 
     view: View
     partners: Tensor
     boxes: Tensor
+    images: Tensor | None = None
 
     def apply(self, images: Tensor | LazyNormalizedImages, index: Tensor) -> Tensor:
-        """Return the views at `index`, int64 [n], of all N `images` [N, C, H, W]: float [n, C, H, W]."""
+        """Return the views at `index`, int64 [n], of the set's `images` [N, C, H, W]: float [n, C, H, W]."""
         image_size = images.shape[-1]
-        own = self.view.select(index).apply(images[index])
+        own = self.view.select(index).apply(images[self._images_of(index)])
         inside = self._inside(index, image_size).to(own.device)
         if not bool(inside.any()):
             return own
         partners = self.partners[index]
-        other = self.view.select(partners).apply(images[partners])
+        other = self.view.select(partners).apply(images[self._images_of(partners)])
         return torch.where(inside.unsqueeze(1), other, own)
 
     def truth(self, labels: Tensor, index: Tensor, classes: int, image_size: int) -> Tensor:
         """Return the class mixture of the views at `index`, float [n, classes]: CutMix mixes by area."""
         share = self._inside(index, image_size).float().mean((1, 2)).unsqueeze(1)
-        own = one_hot(labels[index], classes).float()
-        other = one_hot(labels[self.partners[index]], classes).float()
+        own = one_hot(labels[self._images_of(index)], classes).float()
+        other = one_hot(labels[self._images_of(self.partners[index])], classes).float()
         return own * (1 - share) + other * share
+
+    def part(self, index: Tensor) -> EpochViews:
+        """Return the views at `index`, int64 [n], by themselves; their partners must be among them."""
+        places = torch.empty(len(self.partners), dtype=torch.int64)
+        places[index] = torch.arange(len(index))
+        partners = places[self.partners[index]]
+        return EpochViews(self.view.select(index), partners, self.boxes[index], self._images_of(index))
+
+    def _images_of(self, index: Tensor) -> Tensor:
+        return index if self.images is None else self.images[index]
 
     def _inside(self, index: Tensor, image_size: int) -> Tensor:
         top, left, bottom, right = self.boxes[index].unbind(1)
@@ -58,7 +70,7 @@ class EpochViews:
     def tensors(self) -> dict[str, Tensor]:
         """Return the views as small tensors by name, for storing."""
         view = self.view
-        optional = {"color": view.colors, "angle": view.angles, "cutout": view.cutouts}
+        optional = {"color": view.colors, "angle": view.angles, "cutout": view.cutouts, "image": self.images}
         return {
             "crop": view.boxes.float(),
             "flip": view.flips,
@@ -80,20 +92,23 @@ class EpochViews:
             one["angle"].float() if "angle" in one else None,
             one["cutout"].long() if "cutout" in one else None,
         )
-        return EpochViews(view, one["partner"].long(), one["cutmix"].long())
+        images = one["image"].long() if "image" in one else None
+        return EpochViews(view, one["partner"].long(), one["cutmix"].long(), images)
 
     @staticmethod
     def join(epochs: Sequence[EpochViews]) -> EpochViews:
         """Return the views of several epochs one after another; `partners` count within each epoch."""
+        images = [each.images for each in epochs if each.images is not None]
         return EpochViews(
             View.join([each.view for each in epochs]),
             torch.cat([each.partners for each in epochs]),
             torch.cat([each.boxes for each in epochs]),
+            torch.cat(images) if images else None,
         )
 
     def without_mixing(self) -> EpochViews:
         """Return the same views of each image with no CutMix."""
-        return EpochViews(self.view, self.partners, torch.zeros_like(self.boxes))
+        return replace(self, boxes=torch.zeros_like(self.boxes))
 
 
 def draw(

@@ -120,7 +120,12 @@ class _Estimate:
                 "iterations": min(section.iterations, each * (self.timed + 1)),
                 "initializer": registry.create(Initializer, "noise"),
             },
-            "relabel": {"epochs": EPOCHS, "epochs_per_file": EPOCHS, "keep_fraction": 1.0},
+            "relabel": {
+                "epochs": EPOCHS,
+                "epochs_per_file": EPOCHS,
+                "keep_fraction": 1.0,
+                "pruning": "epochs",
+            },
             "evaluation": {"epochs": EPOCHS, "test_every": EPOCHS, "seeds": recipe.evaluation.seeds[:1]},
         }
         sections = {name: getattr(recipe, name).model_copy(update=update) for name, update in changes.items()}

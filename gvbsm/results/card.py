@@ -20,7 +20,7 @@ FACTS = ("description", "reproduces", "method", "protocol")
 MOST_CLASSES, MOST_EACH, SMALLEST_TILE = 10, 10, 48
 OPENING = """from gvbsm import DistilledDataset
 
-dataset = DistilledDataset("distilled")  # set_epoch(e) makes items soft-labelled"""
+dataset = DistilledDataset("distilled")  # soft labels: after set_epoch(e), or a pool where they are pruned"""
 """How to open the set from the folder of its run."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -153,14 +154,35 @@ def _soft_batches(
     section: Evaluation,
     generator: torch.Generator,
 ) -> Callable[[int], Iterable[Batch]]:
+    draws = _epochs(dataset, section.batch, generator)
+
     def batches(epoch: int) -> Iterable[Batch]:
-        drawn = split_batches(torch.randperm(len(dataset), generator=generator), section.batch)
+        drawn = next(draws)
         parts = [distributed.local_shard(batch) for batch in drawn]
-        labelled = dataset.labelled(epoch, parts, context.device)
+        pooled = dataset.pool is not None
+        labelled = (
+            dataset.pooled(parts, context.device)
+            if pooled
+            else dataset.labelled(epoch, parts, context.device)
+        )
         for batch, (views, logits, truth) in zip(drawn, labelled, strict=True):
             yield views, _soft_loss(section.objective, logits, truth, len(batch))
 
     return batches
+
+
+def _epochs(dataset: DistilledDataset, size: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
+    """Yield the batches of each epoch: of the images' views, or where labels are a pool, drawn from that."""
+    pool = dataset.pool
+    if pool is None:
+        while True:
+            yield split_batches(torch.randperm(len(dataset), generator=generator), size)
+    if pool.pruning == "batches":
+        stream, steps = pool.draw_batches(generator), batches_of(len(dataset), size)
+        while True:
+            yield list(islice(stream, steps))
+    for order in pool.draw_epochs(generator):
+        yield split_batches(order, size)
 
 
 def _soft_loss(objective: Objective, logits: Tensor, truth: Tensor, batch: int) -> Loss:

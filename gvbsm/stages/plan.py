@@ -203,13 +203,20 @@ class Plan:
 
     @cached_property
     def labels(self) -> dict[str, list[Unit]]:
-        """By set, one unit for each block of epochs; its file lies beside the images. None for hard labels.
+        """By set, one unit for each block of labels; its file lies beside the images. None for hard labels.
 
         Blocks that are there already keep their size, so that another `epochs_per_file` repeats no work.
         """
         sets = self.sets if self.recipe.evaluation.soft else {}
         return {
-            name: relabel.plan_blocks(self.recipe, self.registry, name, images, tuple(self.teachers))
+            name: relabel.plan_blocks(
+                self.recipe,
+                self.registry,
+                name,
+                images,
+                tuple(self.teachers),
+                len(self.data.classes),
+            )
             for name, images in sets.items()
         }
 

@@ -5,80 +5,80 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from gvbsm.distilled.dataset import DistilledDataset
 from gvbsm.distilled.labels import LAYOUT, pack
 from gvbsm.distilled.normalized import LazyNormalizedImages
-from gvbsm.distilled.views import EpochViews, draw
+from gvbsm.distilled.pool import chained
+from gvbsm.distilled.views import EpochViews
 from gvbsm.matching.frozen import use_batch_statistics
 from gvbsm.recipe.fields import identities
 from gvbsm.recipe.schema import Recipe, Relabel
-from gvbsm.runtime.asking import VIEWS, check_view, combined, encoded
-from gvbsm.runtime.blame import calling
+from gvbsm.runtime.asking import combined, encoded
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import check_classes
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.runtime.units import Payload, Unit
+from gvbsm.stages.label_views import draw_epoch, draw_pool, kept_epochs, pool_size
 from gvbsm.stages.pretrain import load_backbone, member
-from gvbsm.stages.training import split_batches
+from gvbsm.stages.training import batches_of
 from gvbsm_registry import GvbsmError, Member, Registry
 from gvbsm_registry.artifacts import peek
 
 LABELS = "labels-{:05d}.safetensors"
 
 
-def kept_epochs(section: Relabel) -> int:
-    """How many epochs are labelled and stored (random label pruning); students go through them in turn.
-
-    Whole epochs, so that every image keeps equally many views; which views they are is random already.
-    """
-    return max(1, round(section.keep_fraction * section.epochs))
-
-
 def plan_blocks(
-    recipe: Recipe, registry: Registry, name: str, images: Unit, teachers: tuple[Unit, ...]
+    recipe: Recipe, registry: Registry, name: str, images: Unit, teachers: tuple[Unit, ...], classes: int
 ) -> list[Unit]:
-    """Return one unit for each block of epochs of the set called `name`; its file lies beside the images.
+    """Return one unit for each file of labels of the set called `name`; it lies beside the images.
 
-    Blocks that are there already keep their size, so that another `epochs_per_file` repeats no work.
+    A file holds a block of epochs, or of batches where labels are a pool. Blocks that are there already keep
+    their size, so that another `epochs_per_file` repeats no work.
     """
-    section = recipe.relabel
+    section, ipc = recipe.relabel, recipe.synthesis.ipc
+    by_epoch = section.pruning == "epochs"
+    what = "epochs" if by_epoch else "batches"
+    total = kept_epochs(section) if by_epoch else pool_size(section, ipc, classes)
+    each = section.epochs_per_file * (1 if by_epoch else batches_of(ipc * classes, section.batch))
 
     def block(first: int, count: int) -> Unit:
+        # a longer run keeps a shorter one's blocks
+        without = ("epochs", "keep_fraction") if by_epoch else ()
         options = {
-            # a longer run keeps a shorter one's blocks
-            "relabel": section.options("epochs", "keep_fraction", "teachers"),
+            "relabel": section.options("teachers", *without),
             "layout": LAYOUT,
             "set": name,
-            "first_epoch": first,
-            "epochs": count,
+            "first": first,
+            what: count,
             "seed": recipe.seed,
             "components": identities(registry, section.model_copy(update={"teachers": ()})),
         }
         path = images.path.with_name(LABELS.format(first))
         inputs: dict[str, Unit | tuple[Unit, ...]] = {"images": images, "teachers": teachers}
+        work = label_epochs if by_epoch else label_pool
         called = f"{name} {first}-{first + count - 1}"
-        return Unit("relabel", called, "labels", label_block, options, inputs, path)
+        return Unit("relabel", called, "labels", work, options, inputs, path)
 
-    epochs = kept_epochs(section)
     planned: list[Unit] = []
     first = 0
-    while first < epochs:
-        there = _epochs_there(images.path.with_name(LABELS.format(first)))
-        if 0 < there <= epochs - first and (old := block(first, there)).done():
+    while first < total:
+        there = _count_there(images.path.with_name(LABELS.format(first)), what)
+        if 0 < there <= total - first and (old := block(first, there)).done():
             planned.append(old)
         else:
-            planned.append(block(first, min(section.epochs_per_file, epochs - first)))
-        first += planned[-1].options["epochs"]
+            planned.append(block(first, min(each, total - first)))
+        first += planned[-1].options[what]
     return planned
 
 
-def _epochs_there(path: Path) -> int:
-    """Return how many epochs a label file says that it holds; 0 if there is no such file."""
-    count = json.loads(peek(path)["meta"]).get("epochs") if path.exists() else 0
+def _count_there(path: Path, what: str) -> int:
+    """Return how many epochs or batches a label file says that it holds; 0 if there is no such file."""
+    count = json.loads(peek(path)["meta"]).get(what) if path.exists() else 0
     return count if isinstance(count, int) else 0
 
 
@@ -89,7 +89,7 @@ def open_set(context: Context, images: Unit) -> DistilledDataset:
     return opened
 
 
-def label_block(context: Context, unit: Unit) -> Payload:
+def label_epochs(context: Context, unit: Unit) -> Payload:
     """Label a block of E epochs of N images; `gvbsm.distilled.labels.pack` says what the artifact holds.
 
     Raises GvbsmError if a logit is not finite.
@@ -97,33 +97,71 @@ def label_block(context: Context, unit: Unit) -> Payload:
     options = unit.options
     section = context.section(Relabel, options["relabel"])
     images = open_set(context, unit.input("images")).lazily_normalized(context.device)
-    committee = [
-        (load_teacher(context, planned, section), member(planned)) for planned in unit.input_list("teachers")
-    ]
-    first, count = options["first_epoch"], options["epochs"]
+    committee = _committee(context, unit, section)
+    first, count = options["first"], options["epochs"]
     views: list[EpochViews] = []
     coded: list[dict[str, Tensor]] = []
     for epoch in range(first, first + count):
         # seeded by epoch, so that an epoch's labels do not depend on the size of the blocks
         generator = generator_of(options["seed"], "views", options["set"], epoch)
-        drawn, logits = label_epoch(section, images, committee, len(context.data.classes), generator)
-        if not bool(logits.isfinite().all()):
-            raise GvbsmError(
-                f"relabel {unit.name}: the logits of epoch {epoch} are not finite; leave out the backbone "
-                "that makes them, or pretrain it with a lower pretrain.learning_rate"
-            )
+        drawn, groups = draw_epoch(section, len(images), images.shape[-1], generator)
+        logits = label(section, images, committee, len(context.data.classes), drawn, groups)
+        _check_finite(unit, logits, f"epoch {epoch}")
         views.append(drawn)
         coded.append(encoded(section.codec, logits))
         context.reporter.progress(f"relabel {unit.name}", epoch - first + 1, count)
-    meta = {
+    return pack(views, coded), {**_meta(context, unit, section), "first_epoch": first, "epochs": count}
+
+
+def label_pool(context: Context, unit: Unit) -> Payload:
+    """Label a block of P batches of a pool: a row of views as of one epoch, and how many each batch has.
+
+    Beside what `gvbsm.distilled.labels.pack` says of E = 1 the artifact holds `batch`, int32 [P].
+    Raises GvbsmError if a logit is not finite.
+    """
+    options = unit.options
+    section = context.section(Relabel, options["relabel"])
+    opened = open_set(context, unit.input("images"))
+    images = opened.lazily_normalized(context.device)
+    committee = _committee(context, unit, section)
+    first, count = options["first"], options["batches"]
+    drawn = draw_pool(section, opened.labels, images.shape[-1], options["seed"], options["set"], first, count)
+    views: list[EpochViews] = []
+    labelled: list[Tensor] = []
+    for number, batch in enumerate(drawn):
+        together = [torch.arange(len(batch.partners))]
+        logits = label(section, images, committee, len(context.data.classes), batch, together)
+        _check_finite(unit, logits, f"batch {first + number}")
+        views.append(batch)
+        labelled.append(logits)
+        context.reporter.progress(f"relabel {unit.name}", number + 1, count)
+    tensors = pack([chained(views)], [encoded(section.codec, torch.cat(labelled))])
+    tensors["batch"] = torch.tensor([len(batch) for batch in labelled], dtype=torch.int32)
+    meta = {"pruning": section.pruning, "first_batch": first, "batches": count}
+    return tensors, {**_meta(context, unit, section), **meta}
+
+
+def _meta(context: Context, unit: Unit, section: Relabel) -> dict[str, Any]:
+    return {
         "layout": LAYOUT,
         "codec": section.codec.to_recipe(),
         "classes": list(context.data.classes),
         "images": unit.input("images").key,
-        "first_epoch": first,
-        "epochs": count,
     }
-    return pack(views, coded), meta
+
+
+def _committee(context: Context, unit: Unit, section: Relabel) -> list[tuple[nn.Module, Member]]:
+    return [
+        (load_teacher(context, planned, section), member(planned)) for planned in unit.input_list("teachers")
+    ]
+
+
+def _check_finite(unit: Unit, logits: Tensor, what: str) -> None:
+    if not bool(logits.isfinite().all()):
+        raise GvbsmError(
+            f"relabel {unit.name}: the logits of {what} are not finite; leave out the backbone "
+            "that makes them, or pretrain it with a lower pretrain.learning_rate"
+        )
 
 
 def load_teacher(context: Context, unit: Unit, section: Relabel) -> nn.Module:
@@ -133,31 +171,19 @@ def load_teacher(context: Context, unit: Unit, section: Relabel) -> nn.Module:
 
 
 @torch.no_grad()
-def label_epoch(
+def label(
     section: Relabel,
     images: LazyNormalizedImages,
     committee: Sequence[tuple[nn.Module, Member]],
     classes: int,
-    generator: Generator,
-) -> tuple[EpochViews, Tensor]:
-    """Draw one epoch's views of N images; label them, float32 [N, K]."""
-    groups = label_batches(section, torch.randperm(len(images), generator=generator))
-    with calling(section.augmentation, "draw", VIEWS):
-        views = draw(
-            section.augmentation, groups, images.shape[-1], section.cutmix, section.cutmix_alpha, generator
-        )
-    check_view(section.augmentation, views.view, len(images))
-    logits = torch.zeros(len(images), classes)
+    views: EpochViews,
+    groups: Sequence[Tensor],
+) -> Tensor:
+    """Label views, those of each group together: float32 [views, classes]."""
+    logits = torch.zeros(len(views.partners), classes)
     members = [each for _, each in committee]
     for group in groups:
         seen = views.apply(images, group)
         stacked = torch.stack([module(seen) for module, _ in committee])
         logits[group] = combined(section.ensembler, stacked, members).cpu() / section.temperature
-    return views, logits
-
-
-def label_batches(section: Relabel, order: Tensor) -> Sequence[Tensor]:
-    """Split an epoch's order of images into batches; where BatchNorm needs two images, none is alone."""
-    if section.batch_norm == "batch":
-        return split_batches(order, section.batch)
-    return order.split(section.batch)
+    return logits

@@ -200,7 +200,7 @@ def test_every_shipped_set_method_and_protocol_is_what_it_should_be(registry: Re
         assert said["relabel"]["epochs"] == said["evaluation"]["epochs"], name
         students = set(Evaluation.model_fields) - composing.TRAININGS
         assert set(said["evaluation"]) == students, name  # all of it, for none of another's may stay
-        free = {"ensembler", "codec", "keep_fraction", "epochs_per_file"}
+        free = {"ensembler", "codec", "pruning", "keep_fraction", "epochs_per_file"}
         assert set(said["relabel"]) == set(Relabel.model_fields) - free, name
 
 

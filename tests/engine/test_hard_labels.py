@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import MakeRun
@@ -51,8 +52,11 @@ def test_only_networks_that_are_needed_are_trained(
     assert trained(make_run, *changes)["pretrain"] == networks
 
 
-def test_a_run_that_needs_no_network_at_all(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(HARD, *CHOSEN, ("evaluation.without_augmentation", True)).until("relabel")
+def test_a_run_that_needs_no_network_at_all(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [HARD, *CHOSEN, ("evaluation.without_augmentation", True)]
+    run = make_run(*changes, store=tmp_path / "store").until("relabel")
     told = capsys.readouterr().err
     assert told.strip() == (
         "relabel: nothing to do (evaluation.soft is false: students see hard labels alone)"
