@@ -48,7 +48,7 @@ RENAMED = {
 def load(source: str | Path, registry: Registry, overrides: Overrides = ()) -> Recipe:
     """Load a recipe by name or path and apply `overrides`, pairs of dotted key and value, in order.
 
-    The keys `method` and `protocol` lay that recipe (methods/VALUE, protocols/VALUE, or a path) over it.
+    The keys `method` and `protocol` come first: they lay methods/VALUE, protocols/VALUE or a path over it.
     Raises GvbsmError if there is no such recipe, it is not TOML, or anything in it is wrong.
     """
     path = find(source, registry)
@@ -72,7 +72,8 @@ def tables_of(source: str | Path, registry: Registry, overrides: Overrides = ())
 
 
 def _overridden(tables: dict[str, Any], registry: Registry, overrides: Overrides) -> dict[str, Any]:
-    for key, value in overrides:
+    ranks = {layer: rank for rank, layer in enumerate(LAYERS)}
+    for key, value in sorted(overrides, key=lambda pair: ranks.get(pair[0], len(ranks))):
         if key in LAYERS and value:
             tables = lay(tables, key, str(value), registry)
             continue
@@ -96,7 +97,9 @@ def make(tables: Mapping[str, Any], registry: Registry, where: str, overrides: O
         )
     except ValidationError as error:
         raise GvbsmError(_told(tables, registry, where, overrides, error)) from error
-    return made.model_copy(update={"components": origins(registry, made)})
+    data = made.data_name or made.data.full_name
+    published = tuple(row for row in made.published if row.data == data)
+    return made.model_copy(update={"components": origins(registry, made), "published": published})
 
 
 def _told(

@@ -146,8 +146,8 @@ class Recipe(Section):
     published: tuple[Published, ...] = Field(
         (),
         json_schema_extra=NO_RESULT,
-        description="figures of others (`[[published]]`: data, ipc, student, top1 in percent, source): those "
-        "of this data set and IPC are shown beside ours",
+        description="figures of others (`[[published]]`: data, ipc, student, top1 in percent, source); the "
+        "resolved recipe keeps those of its data set, and those of its IPC are shown beside ours",
     )
 
     components: dict[str, str] = Field(

@@ -134,6 +134,18 @@ def test_a_protocol_that_is_changed_says_so(registry: Registry, key: str, value:
     assert loading.change(made, registry, [("protocol", "rd3")]).protocol == "rd3"
 
 
+def test_layers_come_before_other_settings_wherever_they_stand(registry: Registry) -> None:
+    settings = [
+        ("evaluation.epochs", 7),
+        ("synthesis.iterations", 5),
+        ("protocol", "rd3"),
+        ("method", "gvbsm"),
+    ]
+    made = loading.load("digits", registry, settings)
+    assert (made.name, made.protocol) == ("digits-gvbsm-rd3", "rd3, changed")
+    assert (made.evaluation.epochs, made.synthesis.iterations) == (7, 5)
+
+
 def test_a_recipe_that_names_the_protocol_itself_answers_for_it(registry: Registry, tmp_path: Path) -> None:
     own = "[evaluation]\nbatch = 9\n"
     write(
@@ -149,7 +161,8 @@ def test_what_a_method_published_goes_with_it(registry: Registry, tmp_path: Path
     row = "{ data = 'digits', ipc = 1, student = 'convnet', top1 = 90.0, source = 'a paper' }"
     write(tmp_path, silent="[method]\ntitle = 'S'\n", told=f"published = [{row}]\n[method]\ntitle = 'T'\n")
     made = loading.load("cifar10", registry)
-    assert {(row.ipc, row.student): row.top1 for row in made.published if row.data == "cifar10"} == {
+    assert {row.data for row in made.published} == {"cifar10"}
+    assert {(row.ipc, row.student): row.top1 for row in made.published} == {
         (10, "ConvNet-W128"): 46.5,
         (10, "ResNet18"): 53.5,
         (50, "ConvNet-W128"): 54.3,
