@@ -38,6 +38,7 @@ class ActivationRecorder:
     fused: as in GroupedActivation. centres: for sites that are not reduced by fused functions.
     visit: called in the pass with each site and what it sees; the activations themselves are then not kept
     alive, but only what `visit` had reduced.
+    plans: what was asked of each site in earlier passes; it decides what is computed together.
     `idle`: sites that will not be asked for in the next pass, so that nothing is reduced there beforehand.
     """
 
@@ -58,7 +59,7 @@ class ActivationRecorder:
         self._fused, self._centres, self._visit = fused, centres or {}, visit
         self._seen: dict[str, GroupedActivation] = {}
         self._shared: dict[int, GroupedActivation] = {}
-        self._plans: dict[str, dict[Wanted, None]] = {site: {} for site in self.sites}
+        self.plans: dict[str, dict[Wanted, None]] = {site: {} for site in self.sites}
         self._handles: list[Any] = []
 
     def __enter__(self) -> ActivationRecorder:
@@ -75,7 +76,7 @@ class ActivationRecorder:
         self._handles.clear()
 
     def _recorder(self, site: str) -> Any:
-        plan = self._plans[site]
+        plan = self.plans[site]
 
         def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             activation = self._seen[site] = self._activation(site, inputs[0])
@@ -92,7 +93,7 @@ class ActivationRecorder:
         """Return what stands for a site's input: one object for all sites that see it unchanged."""
         shared = self._shared.get(id(tensor))
         if shared is None or not shared.is_of(tensor):
-            plan, centre = self._plans[site], self._centres.get(site)
+            plan, centre = self.plans[site], self._centres.get(site)
             keep = self._visit is None
             shared = GroupedActivation(tensor, self._groups, plan, self._fused, centre, keep, self._parts)
             self._shared[id(tensor)] = shared

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gvbsm.matching.activations import ActivationRecorder, inputs_of
+from gvbsm.matching.moments import ByChannel, ByPatch
 from gvbsm.matching.terms import Matching
 
 Precision = Literal["fp32", "bf16"]
@@ -57,9 +58,17 @@ class MatchedBackbone:
         return logits, self.matching.step_losses(statistics, uniforms)
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a later run needs to go on with the same arithmetic: averages, and the centres."""
+        """Return what a later run needs to go on with the same arithmetic: averages, centres and plans.
+
+        A plan is, for each reduction, a patch size (0: by channel) and whether it is of parts.
+        """
         centres = {f"centre/{site}": centre for site, centre in self._centres.items()}
-        return {**self.matching.state(), **centres}
+        asked = {
+            site: [[getattr(reduction, "patch_size", 0), int(part)] for reduction, part in plan]
+            for site, plan in self._recorder.plans.items()
+        }
+        plans = {f"plan/{site}": torch.tensor(plan).view(-1, 2) for site, plan in asked.items()}
+        return {**self.matching.state(), **centres, **plans}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned, if anything."""
@@ -69,6 +78,9 @@ class MatchedBackbone:
             for name, centre in state.items()
             if name.startswith("centre/")
         }
+        for site, plan in self._recorder.plans.items():
+            for size, part in state.get(f"plan/{site}", torch.empty(0, 2)).tolist():
+                plan[ByPatch(int(size)) if size else ByChannel(), bool(part)] = None
 
     def _eager(self, images: Tensor, uniforms: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run as it is; what is dropped is not computed (but on a GPU, where asking would cost more)."""

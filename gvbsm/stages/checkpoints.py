@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from time import monotonic
 
 from gvbsm.runtime.units import Unit
 from gvbsm.synthesis.loop import SynthesisLoop
@@ -20,7 +20,7 @@ class Checkpoint:
         self.key = digest([unit.key for unit in units])
         self.path = units[0].path.with_name(f"{units[0].key}.{KIND}.safetensors")
         self._every = 60 * units[0].how["checkpoint_minutes"]
-        self._saved = time.monotonic()
+        self._saved = monotonic()
 
     def restore(self, loop: SynthesisLoop) -> None:
         """Go on from the saved state if there is one, whole and of these units; else from the start."""
@@ -33,9 +33,12 @@ class Checkpoint:
 
     def save(self, loop: SynthesisLoop) -> None:
         """Save the state, if the last time was long enough ago."""
-        if time.monotonic() - self._saved >= self._every:
+        if self._due():
             write(self.path, Artifact(KIND, self.key, loop.state(), {"taken": loop.taken}))
-            self._saved = time.monotonic()
+            self._saved = monotonic()
+
+    def _due(self) -> bool:
+        return monotonic() - self._saved >= self._every
 
     def remove(self) -> None:
         """Forget the state: the units are done."""

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field, PrivateAttr
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from gvbsm_registry import Backbone, Component, Dataset, Regularizer, Split, TensorSplit, hookimpl
+from gvbsm_registry import (
+    Backbone,
+    Callback,
+    Component,
+    Dataset,
+    Memory,
+    Network,
+    OpenPopulation,
+    Parameterization,
+    Population,
+    Regularizer,
+    Split,
+    Stock,
+    SynthesisState,
+    SynthesisStep,
+    TensorSplit,
+    Term,
+    hookimpl,
+)
 
 
 class ToyData(Dataset):
@@ -89,6 +108,54 @@ class ToyFault(Regularizer):
         return zero / 0 if self.where == "loss" else zero.sqrt()
 
 
+class ToyWrong(Term):
+    """A term that raises, or is not a scalar."""
+
+    name = "toy_wrong"
+
+    what: Literal["raise", "shape"] = "raise"
+
+    def loss(self, step: SynthesisStep, memory: Memory) -> Tensor:
+        if self.what == "raise":
+            raise ValueError("on purpose")
+        return step.images
+
+
+class ToyNobody(Population):
+    """Draws no network."""
+
+    name = "toy_nobody"
+
+    def open(self, stock: Stock, generator: Generator) -> OpenPopulation:
+        return _Nobody()
+
+
+class _Nobody(OpenPopulation):
+    def draw(self, step: int) -> Sequence[Network]:
+        return []
+
+
+class ToyFlat(Parameterization):
+    """Loses the axis of the images."""
+
+    name = "toy_flat"
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        return {"flat": images.flatten()}
+
+    def decode(self, leaves: dict[str, Tensor]) -> Tensor:
+        return leaves["flat"]
+
+
+class ToyLate(Callback):
+    """Divides by zero after the last step."""
+
+    name = "toy_late"
+
+    def after(self, step: int, state: SynthesisState) -> None:
+        1 / (state.steps - step)
+
+
 @hookimpl
 def gvbsm_components() -> list[type[Component]]:
-    return [ToyData, ToyNet, ToyFault]
+    return [ToyData, ToyNet, ToyFault, ToyWrong, ToyNobody, ToyFlat, ToyLate]
