@@ -54,6 +54,9 @@ def _registry(info: core_schema.ValidationInfo) -> Registry:
     return discover()
 
 
-def named(default: Any) -> Any:
-    """A component field's default, given by name and made by the registry like any other value."""
-    return Field(default, validate_default=True)
+def named(default: Any, description: str | None = None) -> Any:
+    """A component field's default, given by name and made by the registry like any other value.
+
+    description: of the field; options of components have to have one.
+    """
+    return Field(default, validate_default=True, description=description)

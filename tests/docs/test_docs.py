@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 from venvs import ROOT, Venv, wheel
 
+from gvbsm.cli.options import COMPONENTS
 from gvbsm.recipe import reference as recipe_reference
-from gvbsm_registry import reference
+from gvbsm_registry import reference, testing
 
 BLOCK = re.compile(r"^```(\w*)[ ]*(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TUTORIALS = [ROOT / "docs" / name for name in ("plugins.md", "own-method.md")]
@@ -90,6 +91,16 @@ def test_a_tutorial_works_from_its_first_block_to_its_last(page: Path, tmp_path:
 def test_every_fence_is_a_block_that_can_be_run(page: Path) -> None:
     assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks(page))
     assert {language for language, _, _ in blocks(page)} <= {"console", "python", "toml"}
+
+
+def test_the_tutorial_names_every_kind_its_flag_and_its_check() -> None:
+    rows = [line for line in TUTORIALS[0].read_text(encoding="utf-8").splitlines() if "| `check_" in line]
+    assert [row.split("|")[1].strip(" `") for row in rows] == [kind.__name__ for kind in reference.KINDS]
+    for kind, row in zip(reference.KINDS, rows, strict=True):
+        assert f"| `check_{kind.kind}` |" in row
+        assert hasattr(testing, f"check_{kind.kind}")
+        if kind.kind in COMPONENTS:
+            assert f"`--{kind.kind}`{', repeatable' if COMPONENTS[kind.kind][1] else ''} |" in row
 
 
 def test_the_method_that_is_written_is_the_example() -> None:
