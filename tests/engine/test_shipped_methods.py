@@ -53,8 +53,17 @@ KNOWN_FOR: dict[str, dict[str, Any]] = {
     "gvbsm": {"synthesis.iterations": 4000, "synthesis.population.per_step": 1},
     "herding": {"synthesis.iterations": 0},
     "k-center": {"synthesis.iterations": 0},
-    "lpld": {"synthesis.batching": "one_class", "synthesis.matchers.0.by_class": 1.0},
-    "lpqld": {"synthesis.batching": "one_class", "relabel.codec.use": "topk"},
+    "lpld": {
+        "synthesis.batching": "one_class",
+        "synthesis.matchers.0.by_class": 1.0,
+        "relabel.pruning": "batches",
+        "relabel.keep_fraction": 0.025,
+    },
+    "lpqld": {
+        "synthesis.batching": "one_class",
+        "relabel.codec.use": "topk",
+        "relabel.pruning": "batches",
+    },
     "random": {"synthesis.iterations": 0, "synthesis.initializer.use": "real"},
     "rded": {
         "synthesis.iterations": 0,
