@@ -53,7 +53,7 @@ ipc = 50
 - `gvbsm run digits --method NAME --protocol NAME` (also of `estimate`, `compare`, `sweep` and `import`; from
   Python `gvbsm.run("digits", method=…, protocol=…)`) lays `methods/NAME` over the recipe and `protocols/NAME`
   over that. `--set` and the other options come last. They are keys, too, so that a sweep can go through them:
-  `gvbsm sweep digits --vary method=gvbsm,rded`.
+  `gvbsm sweep digits --vary method=NAME,NAME`.
 - `sets/` hold the data, the backbones and what suits them: pretraining, measuring, views, students.
   `methods/` hold what a method says of `[synthesis]` and `[relabel]`, every component, since what is laid
   over a recipe takes nothing away. `protocols/` hold how views are labelled and students trained.

@@ -400,6 +400,9 @@ def test_shells_complete_installed_names(shell: str) -> None:
         ("gvbsm plugins show conv_p", ["conv_patch"]),
         ("gvbsm plugins show matcher:conv_p", ["matcher:conv_patch"]),
         ("gvbsm plugins new x --kind mat", ["matcher"]),
+        ("gvbsm run digits --method gvb", ["gvbsm"]),
+        ("gvbsm run digits --protocol rd3", ["rd3"]),
+        ("gvbsm methods gvb", ["gvbsm"]),
     ],
 )
 def test_what_is_completed(line: str, expected: list[str]) -> None:
