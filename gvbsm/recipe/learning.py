@@ -56,7 +56,7 @@ class Relabel(Section):
     cutmix: float = Field(1.0, ge=0, le=1, description="chance that a batch is CutMixed")
     cutmix_alpha: float = Field(1.0, gt=0, description="CutMix's area is drawn from Beta(α, α)")
     ensembler: UseEnsembler = named("mean")
-    temperature: float = Field(1.0, gt=0, description="what the ensemble's logits are divided by")
+    temperature: float = Field(1.0, gt=0, description="what the labels are divided by")
     codec: UseCodec = named("fp16")
     pruning: Literal["epochs", "batches", "classes"] = Field(
         "epochs",

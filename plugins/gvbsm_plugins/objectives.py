@@ -28,19 +28,22 @@ class MeanSquaredGroundTruth(Objective):
 class KullbackLeibler(Objective):
     """KL( softmax(logits / T) ‖ softmax(output / T) ), the mean over the batch.
 
-    SRe2L's objective: not multiplied by T², and the truth is not used.
+    SRe2L's objective, which is not multiplied by T²; with `squared` it is, as Hinton's (arXiv:1503.02531), so
+    that gradients keep their size whatever T is. The truth is not used.
     """
 
     name = "kl"
 
     temperature: float = Field(20.0, gt=0, description="T: divides both sides' logits")
+    squared: bool = Field(False, description="multiply by T²")
 
     def loss(self, output: Tensor, logits: Tensor, truth: Tensor) -> Tensor:
         from torch.nn.functional import kl_div
 
         student = (output / self.temperature).log_softmax(1)
         teacher = (logits / self.temperature).log_softmax(1)
-        return kl_div(student, teacher, reduction="batchmean", log_target=True)
+        divergence = kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return divergence * self.temperature**2 if self.squared else divergence
 
 
 @hookimpl

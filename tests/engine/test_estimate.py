@@ -164,6 +164,9 @@ def test_what_is_not_needed_costs_nothing_and_teachers_do(make_run: MakeRun, tmp
     steps = {table["stage"]: table["steps"] for table in hard["stages"]}
     assert steps["pretrain"] == steps["relabel"] == hard["bytes"]["labels"] == hard["bytes"]["backbones"] == 0
     assert steps["evaluation"] > 0
+    pruned = [("relabel.pruning", "batches"), ("relabel.keep_fraction", 0.5)]
+    labels = [_estimated(make_run(*chosen, *each))["bytes"]["labels"] for each in ([], pruned)]
+    assert labels[1] == labels[0] / 2
     weights = tmp_path / "weights.safetensors"
     weights.touch()
     given = {"use": "toy_net", "width": 5, "weights": str(weights)}

@@ -177,11 +177,12 @@ def test_dd_rankings_layout_opens_with_torchvision(tmp_path: Path) -> None:
 
 
 TRAINED = {
-    "relabel": {"cutmix": 0.5, "cutmix_alpha": 0.3, "ensembler": "normalized"},
+    "relabel": {"cutmix": 0.5, "cutmix_alpha": 0.3, "ensembler": "normalized", "temperature": 2.0},
     "evaluation": {
         "students": [{"use": "convnet", "depth": 2}],
         "seeds": [3, 4],
         "epochs": 7,
+        "ema": 0.9,
         "batch": 11,
         "optimizer": {"use": "sgd", "momentum": 0.7, "weight_decay": 0.03, "nesterov": True},
         "learning_rate": 0.2,
@@ -231,6 +232,8 @@ def test_dd_ranking_is_told_the_recipes_training(tmp_path: Path, recipe: dict[st
         "relabel.ensembler",
         "relabel.augmentation",
         "relabel.cutmix = 0.5",
+        "relabel.temperature = 2.0",
+        "evaluation.ema = 0.9",
     ):
         assert any(key in line for line in comments)
 

@@ -52,6 +52,9 @@ def test_equal_to_the_equations(rows, classes, gamma, temperature, seed):
     assert loss.item() == pytest.approx(mse_gt(*lists, gamma), rel=1e-10, abs=1e-12)
     loss = KullbackLeibler(temperature=temperature).loss(output, logits, truth)
     assert loss.item() == pytest.approx(kl(*lists[:2], temperature), rel=1e-9, abs=1e-12)
+    loss = KullbackLeibler(temperature=temperature, squared=True).loss(output, logits, truth)
+    expected = temperature**2 * kl(*lists[:2], temperature)
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_gradients_equal_the_derivatives_by_hand():
@@ -65,6 +68,9 @@ def test_gradients_equal_the_derivatives_by_hand():
     KullbackLeibler().loss(output, logits, truth).backward()
     expected = ((output / 20).softmax(1) - (logits / 20).softmax(1)) / (20 * 4)
     torch.testing.assert_close(output.grad, expected.detach())
+    output.grad = None
+    KullbackLeibler(squared=True).loss(output, logits, truth).backward()
+    torch.testing.assert_close(output.grad, 400 * expected.detach())
 
 
 def test_extreme_logits_stay_finite():

@@ -18,6 +18,14 @@ ADAM = {"optimizer": "use", "weight_decay": "weight_decay"}
 OPTIMIZERS = {"sgd": {**ADAM, "momentum": "momentum"}, "adam": ADAM, "adamw": ADAM}
 USUAL = ({"nesterov": False}, {"betas": [0.9, 0.999]})
 """What DD-Ranking has no word for, as it is there."""
+UNTOLD: tuple[tuple[str, str, Any], ...] = (
+    ("relabel", "temperature", 1.0),
+    ("relabel", "batch_norm", "running"),
+    ("relabel", "keep_fraction", 1.0),
+    ("evaluation", "ema", 0.0),
+    ("evaluation", "soft", True),
+)
+"""Keys that DD-Ranking has no word for, by section, with the value at which it needs none."""
 MODELS = {"resnet18_small": "ResNet-18-BN", "torchvision/resnet18": "ResNet-18-BN"}
 
 
@@ -86,6 +94,9 @@ def _training(run: FinishedRun) -> tuple[dict[str, Any], dict[str, Any]]:
         "real_batch_size": run.recipe["pretrain"]["batch"],
     }
     untold = {f"relabel.{key}": relabel[key] for key in ("augmentation", "ensembler")}
+    for section, key, usual in UNTOLD:
+        if run.recipe[section].get(key, usual) != usual:
+            untold[f"{section}.{key}"] = run.recipe[section][key]
     if 0 < relabel["cutmix"] < 1:
         untold["relabel.cutmix"] = relabel["cutmix"]
     settings |= {
@@ -104,6 +115,8 @@ def _training(run: FinishedRun) -> tuple[dict[str, Any], dict[str, Any]]:
         temperature = objective["temperature"]
         settings |= {"soft_label_criterion": "kl", "temperature": temperature}
         settings["loss_fn_kwargs"] = {"temperature": temperature}
+        if objective.get("squared"):
+            untold["evaluation.objective"] = objective
     else:
         untold["evaluation.objective"] = objective
     return settings, untold
