@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 import gvbsm_registry
 from gvbsm_registry import hookspecs
 from gvbsm_registry.discovery import Registry
+from gvbsm_registry.guide import IN_A_RUN
 from gvbsm_registry.kinds import CONTRACT_VERSION, KINDS, Component
 from gvbsm_registry.plugin import Plugin
 
@@ -189,7 +190,7 @@ def _object(kind: type) -> Iterator[str]:
 
 
 def markdown() -> str:
-    """Return the reference of all hooks, kinds and objects as Markdown."""
+    """Return the reference of all hooks, kinds and objects, and of what a run does with them, as Markdown."""
     title, *intro = HEAD
     parts = [title, "\n".join(intro).format(version=CONTRACT_VERSION), "## Hooks"]
     parts.append("A plugin module defines any of these as plain functions marked with `@hookimpl`.")
@@ -204,6 +205,7 @@ def markdown() -> str:
     parts += ["## Objects", "What components and hooks are given, and what they return."]
     for each in objects():
         parts += _object(each)
+    parts.append(IN_A_RUN)
     text = "\n\n".join(part for part in parts if part)
     return re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", text) + "\n"
 

@@ -23,7 +23,7 @@ class CommitteeMember(Member):
 
 
 class Source(Protocol):
-    """Where an initializer takes real images, and the pretrained backbones' opinion of them, from."""
+    """Where real images, and the pretrained backbones' opinion of them, come from."""
 
     @property
     def train(self) -> Split:
@@ -42,10 +42,13 @@ class Source(Protocol):
 
     @property
     def committee(self) -> Sequence[CommitteeMember]:
-        """All pretrained backbones, in the recipe's order, on the run's device; loaded when asked for."""
+        """All pretrained backbones, in the recipe's order, on the run's device; loaded when asked for.
+
+        Not the teachers of [relabel]. An initializer whose `uses_networks` is False must not ask.
+        """
 
     def backbone(self) -> Module:
-        """A fresh, untrained copy of the first backbone."""
+        """A fresh, untrained copy of the first backbone, on the run's device, in evaluation mode."""
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 images [n, C, H, W] as normalised floats on the run's device."""

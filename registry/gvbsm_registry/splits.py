@@ -15,9 +15,10 @@ class Split(ABC):
     """Square images of one size with labels.
 
     classes: the class names; label k means `classes[k]`.
-    labels: int64 [N].
+    labels: int64 [N], on the CPU.
     image_size: height and width in pixels; channels: 1 or 3.
-    in_memory: whether `read` is as cheap as indexing (else the engine reads with several workers).
+    in_memory: whether `read` is as cheap as indexing. Where it is not, several worker processes
+    read, each with a copy of the split.
     """
 
     classes: tuple[str, ...]
@@ -36,7 +37,10 @@ class Split(ABC):
     @property
     @abstractmethod
     def digest(self) -> str:
-        """A hex digest that changes when images, labels, classes or their order change."""
+        """A hex digest that changes when images, labels, classes or their order change.
+
+        The keys of all work on the data hold it.
+        """
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -23,7 +23,8 @@ Memory = dict[str, "Tensor"]
 class Network:
     """A network that a step looks through, frozen and in evaluation mode.
 
-    name: the backbone's. weight: a factor on all that terms see through it.
+    name: the backbone's. weight: a factor on all that terms see through it; matchers heed it, and terms
+    should. To give it another one: `dataclasses.replace(network, weight=…)`.
     """
 
     name: str
@@ -32,7 +33,10 @@ class Network:
 
 
 class SynthesisStep(Protocol):
-    """One step on one image batch of B images. Lazy: what nobody asks for is not computed, all else once."""
+    """One step on one image batch of B images. Lazy: what nobody asks for is not computed, all else once.
+
+    Tensors are on the run's device. B is less than the batch where a callback lets some images wait.
+    """
 
     @property
     def index(self) -> int:
@@ -52,7 +56,10 @@ class SynthesisStep(Protocol):
 
     @property
     def view(self) -> View:
-        """The views of this step, one an image; `view.apply` shows other images in the same way."""
+        """The views of this step, one an image; `view.apply` shows other images in the same way.
+
+        Its numbers are on the CPU.
+        """
 
     @property
     def seen(self) -> Tensor:
@@ -63,16 +70,22 @@ class SynthesisStep(Protocol):
         """The networks of this step, as the population drew them."""
 
     def logits(self, network: Network) -> Tensor:
-        """The logits of `seen`, at least float32 [B, K]."""
+        """The logits of `seen`, at least float32 [B, K]; from the forward pass that matchers look at, too."""
 
     def features(self, network: Network) -> Tensor:
-        """What the last linear layer is given for `seen`, [B, D]; the logits where there is no such layer."""
+        """What the last linear layer is given for `seen`, [B, D]; the logits where there is no such layer.
+
+        In a forward pass of its own.
+        """
 
     def inputs(self, network: Network, sites: Sequence[str]) -> dict[str, Tensor]:
         """What the modules called `sites` are given for `seen`, by site; in a forward pass of its own."""
 
     def matched(self, matcher: Component) -> Tensor:
-        """The weighted term of a matcher, summed over the networks in which it has sites: a scalar."""
+        """The weighted term of a matcher, summed over the networks in which it has sites: a scalar.
+
+        For a term that holds a matcher as an option. Raises GvbsmError if it has no site in any of them.
+        """
 
 
 class Stock(Protocol):
@@ -97,6 +110,7 @@ class Stock(Protocol):
     def pretrained(self, index: int, change: Callable[[Module], None] | None = None) -> Network:
         """Return a pretrained backbone; what matchers ask of it was measured on the real data.
 
+        Each call loads one of its own, with running averages of its own: call it in `open`, not in `draw`.
         change: is given the module, in evaluation mode, before it is frozen, and changes it in place.
         """
 

@@ -54,8 +54,9 @@ class Initializer(Component):
     def images(self, labels: Tensor, ranks: Tensor, source: Source, generator: Generator) -> Tensor:
         """Return the image of each (class label, rank within the class), normalised float [n, C, H, W].
 
-        labels, ranks: int64 [n]. A choice of real images must depend on (label, rank, source) alone, so
-        that it does not matter how images are split into batches; `generator` is for noise.
+        Called once for each image batch, with the labels and ranks of its images, int64 [n]. A choice of real
+        images must depend on (label, rank, source) alone, so that it does not matter how images are split
+        into batches; `generator` is for noise.
         """
 
     def prepare(self, source: Source) -> dict[str, Tensor]:

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 
 class Activation(Protocol):
-    """What one site saw of one image batch: its input, with shared reductions of it.
+    """What one site saw of one image batch, or of one of its classes: its input, and reductions of it.
 
     Each reduction is computed once per forward pass, whoever asks.
     """
 
     @property
     def tensor(self) -> Tensor:
-        """The site's input itself: [B, C, H, W] for convolutions, or whatever shape the module takes."""
+        """The site's input itself: [B, C, H, W] for convolutions, or whatever shape the module takes.
+
+        Of the dtype that the module is given: bfloat16 with `synthesis.precision = "bf16"`.
+        """
 
     def channel_moments(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance by channel, float32 [C] each: over batch and space."""
@@ -54,6 +57,7 @@ class Term(Component):
         """Return a scalar, differentiable in `step.images`; the engine multiplies it by `weight`.
 
         memory: tensors that this term keeps from step to step, one table for each image batch; {} at first.
+        They carry no gradient: put in what is detached.
         """
 
 
