@@ -157,7 +157,10 @@ class LabelBlocks:
             meta = json.loads(peek(path)["meta"])
             if meta["images"] != images_key:
                 raise GvbsmError(f"{path}: labels other images than those beside it; relabel them")
-            self.pruning = meta.get("pruning", "epochs")
+            pruning = meta.get("pruning", "epochs")
+            if self._files and pruning != self.pruning:
+                raise GvbsmError(f"{path}: holds labels by {pruning}, those beside it do not; relabel them")
+            self.pruning = pruning
             first, count = (
                 ("first_epoch", "epochs") if self.pruning == "epochs" else ("first_batch", "batches")
             )

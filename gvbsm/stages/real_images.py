@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -13,9 +12,8 @@ from gvbsm.matching.activations import ActivationRecorder
 from gvbsm.runtime.blame import calling, refuse, returned
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.units import Payload, Unit
-from gvbsm.stages.pretrain import load_backbone, untrained
+from gvbsm.stages.pretrain import load_backbone, member, untrained
 from gvbsm_registry import CommitteeMember, GvbsmError, Initializer, Split
-from gvbsm_registry.artifacts import peek
 
 FEATURE_BATCH = 256
 PREPARED = "a dict of named tensors"
@@ -63,8 +61,8 @@ class RealData:
         return self._backbones[0]
 
     def _load(self, unit: Unit) -> CommitteeMember:
-        module = load_backbone(self._context, unit)
-        return CommitteeMember(unit.name, json.loads(peek(unit.path)["meta"])["top1"], module)
+        known = member(unit)
+        return CommitteeMember(known.name, known.accuracy, load_backbone(self._context, unit))
 
     @torch.no_grad()
     def features(self, indices: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from itertools import islice
 
@@ -217,6 +218,16 @@ def test_a_pool_that_lacks_a_file_says_so(make_run: MakeRun) -> None:
         opened(run)
     run.until("relabel")
     assert len(opened(run)[1].batches) == 12
+
+
+def test_epochs_and_a_pool_make_no_set(make_run: MakeRun) -> None:
+    epochs = labelled(make_run, "epochs", 1.0, out="one").out / "distilled"
+    pool = labelled(make_run, "batches", 0.5, out="other").out / "distilled"
+    shutil.copy(epochs / "labels-00000.safetensors", pool / "labels-00009.safetensors")
+    with pytest.raises(
+        GvbsmError, match=r"labels-00009\.safetensors: holds labels by epochs, .* relabel them"
+    ):
+        DistilledDataset(pool)
 
 
 def test_batches_are_of_one_size_for_labels_and_students(make_run: MakeRun) -> None:
