@@ -42,6 +42,8 @@ def run_and_print(
         rows = published_rows(finished.recipe)
         click.echo(accuracy_table(finished.records, published=rows).text())
     click.echo(f"results are in {folder}")
+    if (folder / "report.html").is_file():
+        click.echo(f"to look at: {folder / 'report.html'}")
 
 
 def stage_command(name: str, text: str) -> click.Command:

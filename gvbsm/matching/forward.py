@@ -31,7 +31,7 @@ class MatchedBackbone:
         self, module: nn.Module, matching: Matching, compiled: bool = False, precision: Precision = "fp32"
     ) -> None:
         self.module, self.matching = module, matching
-        self.sites = matching.sites
+        self.sites, self.names = matching.sites, {term.name for term in matching.terms}
         self._recorder = ActivationRecorder(module, matching.sites, matching.groups, parts=matching.parts)
         self._precision = precision
         self._compile = compiled and can_compile(matching.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -65,6 +66,20 @@ class SynthesisLoop:
             (callback, BatchState(self.learnt, section.iterations, self.labels, ranks, source, own, notes))
             for callback, notes in zip(section.callbacks, self.notes.values(), strict=True)
         ]
+        self._warn_of_idle_matchers()
+
+    def _warn_of_idle_matchers(self) -> None:
+        """Warn of matchers without a site in any network that the population has taken."""
+        networks = self.stock.handed_out()
+        for name in self.matchers:
+            if networks and not any(name in self.stock.matched(network)[0].names for network in networks):
+                taken = ", ".join(network.name for network in networks)
+                population = self.section.population.full_name
+                warnings.warn(
+                    f"matcher {name!r} has no site in any network that the population {population!r} takes "
+                    f"({taken}), so that it changes nothing; take another backbone, or leave it out",
+                    stacklevel=2,
+                )
 
     def run(
         self,

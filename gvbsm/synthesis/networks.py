@@ -50,6 +50,10 @@ class BackboneStock:
         self._matched[network] = matched, planned.match_weight
         return network
 
+    def handed_out(self) -> list[Network]:
+        """Return the networks that were drawn from here so far."""
+        return list(self._matched)
+
     def matched(self, network: Network) -> tuple[MatchedBackbone, float]:
         """Return a network's matching terms, and the factor on them.
 

@@ -167,3 +167,16 @@ def test_what_fails_is_named_with_what_the_contract_asks(make_run, components, m
     with pytest.raises(GvbsmError, match=rf"^{message}.*; the contract asks for ") as caught:
         run.synthesized()
     assert "\n" not in str(caught.value)
+
+
+def test_a_matcher_that_changes_nothing_is_told(make_run, registry) -> None:
+    convnet = {"use": "convnet", "width": 4, "depth": 1}  # without BatchNorm
+    run = make_run(
+        ("backbones", [convnet, {"use": "toy_net"}]),
+        ("synthesis.matchers", ["bn"]),
+        ("synthesis.population", {"use": "pretrained", "first": 1}),
+        ("synthesis.iterations", 1),
+    )
+    run.statistics()
+    with pytest.warns(UserWarning, match=r"^matcher 'bn' has no site in any network .* takes \(convnet\)"):
+        run.synthesized()
