@@ -159,6 +159,7 @@ class GroupedActivation:
         self._version = tensor._version
         self._plan = {} if plan is None else plan
         self._fused, self._centre = fused, centre
+        self._stacked: dict[Wanted, Moments] = {}
         self._moments: dict[Wanted, list[Moments]] = {}
         self.maps: Tensor | None = None
 
@@ -200,10 +201,26 @@ class GroupedActivation:
         """
         wanted = (reduction, is_part)
         if wanted not in self._moments:
+            shape = [-1, *self.shape_of(reduction)]
+            mean, variance = (moment.view(shape).unbind(0) for moment in self.stacked(wanted))
+            self._moments[wanted] = list(zip(mean, variance, strict=True))
+        return self._moments[wanted][index]
+
+    def stacked(self, wanted: Wanted) -> Moments:
+        """Return `moments` of all groups, or all parts, flat: [their number, D] each."""
+        if wanted not in self._stacked:
             self._plan[wanted] = None
             self.reduce()
             finalize([self])
-        return self._moments[wanted][index]
+        return self._stacked[wanted]
+
+    def which(self, value: Tensor, index: int, is_part: bool) -> tuple[Wanted, int] | None:
+        """Tell which moments of group, or part, `index` a tensor is: 0 the mean, 1 the variance; or None."""
+        for wanted, each in self._moments.items():
+            for position, moment in enumerate(each[index] if wanted[1] == is_part else ()):
+                if moment is value:
+                    return wanted, position
+        return None
 
     def reduce(self) -> None:
         """Pass over the activation; what the plan asks for is then to be made by `finalize`."""
@@ -220,20 +237,16 @@ class GroupedActivation:
             reductions = list(dict.fromkeys(reduction for reduction, _ in pending))
             made = compilable_moments(tensor.unflatten(0, (number, -1)), reductions, self._centre)
             for reduction, is_part in pending:
-                moments = made[reduction] if is_part else merge_moments(made[reduction], self.parts)
-                mean, var = moments
-                self.set_moments((reduction, is_part), list(zip(mean.unbind(0), var.unbind(0), strict=True)))
+                mean, var = made[reduction] if is_part else merge_moments(made[reduction], self.parts)
+                self.set_moments((reduction, is_part), (mean.flatten(1), var.flatten(1)))
 
     def pending(self) -> list[Wanted]:
         """Return the reductions, of groups or of parts, that the plan asks for and that are not there yet."""
-        return [wanted for wanted in self._plan if wanted not in self._moments]
+        return [wanted for wanted in self._plan if wanted not in self._stacked]
 
-    def set_moments(self, wanted: Wanted, each: list[Moments]) -> None:
-        """Take the moments of each group, or of each part, by one reduction, flat or in shape."""
-        shape = self.shape_of(wanted[0])
-        if len(shape) > 1:
-            each = [(mean.view(shape), variance.view(shape)) for mean, variance in each]
-        self._moments[wanted] = each
+    def set_moments(self, wanted: Wanted, moments: Moments) -> None:
+        """Take the moments of all groups, or of all parts, by one reduction: [their number, D] each."""
+        self._stacked[wanted] = moments
 
     def shape_of(self, reduction: Reduction) -> list[int]:
         """Return the shape of the mean, and of the variance, by a reduction."""
@@ -282,9 +295,6 @@ def finalize(activations: Sequence[GroupedActivation]) -> None:
     asked = {is_part for activation in activations for _, is_part in activation.pending()}
     for is_part in asked:
         means, variances = moments if is_part else merge_moments(moments, parts)
-        each = [
-            list(zip(mean.split(sizes), variance.split(sizes), strict=True))
-            for mean, variance in zip(means.to(dtype).unbind(0), variances.to(dtype).unbind(0), strict=True)
-        ]
-        for (activation, reduction), *pairs in zip(places, *each, strict=True):
-            activation.set_moments((reduction, is_part), pairs)
+        pairs = zip(means.to(dtype).split(sizes, 1), variances.to(dtype).split(sizes, 1), strict=True)
+        for (activation, reduction), pair in zip(places, pairs, strict=True):
+            activation.set_moments((reduction, is_part), pair)

@@ -26,18 +26,14 @@ class Statistic:
         self.average = self.targets.new_zeros(groups, sum(counts))
         self.seen = torch.full((groups, self.sites), start == "zero", device=sizes.device)
 
-    def joined(self, name: str, by_group: Sequence[Sequence[Mapping[str, Tensor] | None]]) -> Tensor:
+    def joined(self, name: str, at_sites: Sequence[Mapping[str, Tensor] | None]) -> Tensor:
         """Return this statistic of all groups and sites, [G, D]; the running average where there is none."""
-        return torch.stack(
+        return torch.cat(
             [
-                torch.cat(
-                    [
-                        self.average[index, start:end] if statistics is None else statistics[name].flatten()
-                        for statistics, (start, end) in zip(at_sites, self.bounds, strict=True)
-                    ]
-                )
-                for index, at_sites in enumerate(by_group)
-            ]
+                self.average[:, start:end] if statistics is None else statistics[name]
+                for statistics, (start, end) in zip(at_sites, self.bounds, strict=True)
+            ],
+            1,
         )
 
     def update_and_distance(self, current: Tensor, keep: Tensor, momentum: float) -> Tensor:

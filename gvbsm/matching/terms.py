@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gvbsm.matching.activations import GroupedActivation
+from gvbsm.matching.activations import GroupedActivation, Wanted
 from gvbsm.matching.asking import known_targets, sites_of, statistics_of
 from gvbsm.matching.classes import classes_of_batches
 from gvbsm.matching.statistic import Statistic
@@ -65,6 +65,7 @@ class MatcherTerm:
         else:
             targets = {s: _class_targets(matcher, s, measured, classes) for s in sites_of(matcher, model)}
         self.sites = list(targets)
+        self._moments: dict[str, dict[str, tuple[Wanted, int]]] = {}
         self._shapes = {site: _shapes(tensors, self.by_class) for site, tensors in targets.items()}
         first = targets[self.sites[0]]
         for site, shapes in self._shapes.items():
@@ -84,19 +85,40 @@ class MatcherTerm:
 
         Raises GvbsmError if a site's targets have other names or shapes.
         """
-        by_group: list[list[Mapping[str, Tensor] | None]] = [[] for _ in range(self.groups)]
-        for site in self.sites:
-            for index, at_sites in enumerate(by_group):
-                if site in skipped:
-                    at_sites.append(None)
-                    continue
-                seen = activations[site]
-                activation = seen.part(index) if self.by_class else seen.group(index)
-                statistics = statistics_of(self.matcher, activation)
-                if _shapes(statistics) != self._shapes[site]:
-                    raise self._misfit(site, "its statistics", _shapes(statistics))
-                at_sites.append(statistics)
-        return [statistic.joined(name, by_group) for name, statistic in self.statistics.items()]
+        at_sites = [None if site in skipped else self._of(activations[site], site) for site in self.sites]
+        return [statistic.joined(name, at_sites) for name, statistic in self.statistics.items()]
+
+    def _of(self, seen: GroupedActivation, site: str) -> Mapping[str, Tensor]:
+        """Return a site's statistics, [G, D] each.
+
+        Where they are moments as they are, which the first step tells, they are taken for all groups at once.
+        """
+        if moments := self._moments.get(site):
+            return {name: seen.stacked(wanted)[position] for name, (wanted, position) in moments.items()}
+        by_group = []
+        for index in range(self.groups):
+            activation = seen.part(index) if self.by_class else seen.group(index)
+            by_group.append(statistics_of(self.matcher, activation))
+            if _shapes(by_group[-1]) != self._shapes[site]:
+                raise self._misfit(site, "its statistics", _shapes(by_group[-1]))
+        if site not in self._moments:
+            self._moments[site] = self._taken_from(seen, by_group)
+        return {
+            name: torch.stack([statistics[name].flatten() for statistics in by_group]) for name in by_group[0]
+        }
+
+    def _taken_from(
+        self, seen: GroupedActivation, by_group: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, tuple[Wanted, int]]:
+        """Return which moments the statistics of all groups are; {} if one is something else."""
+        is_part = self.by_class and seen.parts > 1
+        found: dict[str, tuple[Wanted, int]] = {}
+        for index, statistics in enumerate(by_group):
+            for name, value in statistics.items():
+                which = seen.which(value, index, is_part)
+                if which is None or found.setdefault(name, which) != which:
+                    return {}
+        return found
 
     def step_loss(self, statistics: Iterable[Tensor], keep: Tensor) -> Tensor:
         """Advance the running averages; return the weighted term, summed over the image batches.
