@@ -16,7 +16,8 @@ from gvbsm.estimate.trial import calibrate
 from gvbsm.matching.collector import StatisticsCollector
 from gvbsm.matching.forward import MatchedBackbone, Precision
 from gvbsm.matching.frozen import freeze
-from gvbsm.matching.terms import Matching, target_name
+from gvbsm.matching.targets import target_name
+from gvbsm.matching.terms import Matching
 from gvbsm.recipe.text import parse_component
 from gvbsm_registry import Backbone, Matcher, Registry, Regularizer, discover
 

@@ -292,8 +292,7 @@ def finalize(activations: Sequence[GroupedActivation]) -> None:
     sizes = [math.prod(activation.shape_of(reduction)) for activation, reduction in places]
     dtype = torch.promote_types(activations[0].dtype, torch.float32)
     moments = central_moments(torch.cat(pooled, 1).unflatten(0, (2, -1)))
-    asked = {is_part for activation in activations for _, is_part in activation.pending()}
-    for is_part in asked:
+    for is_part in {part for activation in activations for _, part in activation.pending()}:
         means, variances = moments if is_part else merge_moments(moments, parts)
         pairs = zip(means.to(dtype).split(sizes, 1), variances.to(dtype).split(sizes, 1), strict=True)
         for (activation, reduction), pair in zip(places, pairs, strict=True):

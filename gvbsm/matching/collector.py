@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gvbsm.matching.activations import ActivationRecorder, GroupedActivation
 from gvbsm.matching.asking import measured_sites, sites_of, statistics_of
-from gvbsm.matching.terms import target_name
+from gvbsm.matching.targets import target_name
 from gvbsm_registry import Matcher
 
 

@@ -10,23 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gvbsm.matching.activations import GroupedActivation, Wanted
-from gvbsm.matching.asking import known_targets, sites_of, statistics_of
+from gvbsm.matching.asking import sites_of, statistics_of
 from gvbsm.matching.classes import classes_of_batches
 from gvbsm.matching.statistic import Statistic
+from gvbsm.matching.targets import class_targets, targets_at
 from gvbsm_registry import Component, GvbsmError, Matcher
-from gvbsm_registry.artifacts import digest
-
-BY_CLASS = "by_class/"
-"""What the names of targets begin with that each class has its own of."""
-
-
-def target_name(matcher: Matcher, site: str, statistic: str, by_class: bool = False) -> str:
-    """The name under which a measured target is stored: the matcher's measuring options, site, statistic.
-
-    by_class: it is of every class by itself, [K, *the statistic's shape].
-    """
-    name = f"{digest(matcher.measured_by())[:12]}/{site}/{statistic}"
-    return BY_CLASS + name if by_class else name
 
 
 def term_names(components: Sequence[Component]) -> list[str]:
@@ -61,9 +49,9 @@ class MatcherTerm:
         modules = dict(model.named_modules())
         parameter = next(model.parameters(), torch.empty(0))
         if classes is None:
-            targets = {s: _targets(matcher, s, modules[s], measured) for s in sites_of(matcher, model)}
+            targets = {s: targets_at(matcher, s, modules[s], measured) for s in sites_of(matcher, model)}
         else:
-            targets = {s: _class_targets(matcher, s, measured, classes) for s in sites_of(matcher, model)}
+            targets = {s: class_targets(matcher, s, measured, classes) for s in sites_of(matcher, model)}
         self.sites = list(targets)
         self._moments: dict[str, dict[str, tuple[Wanted, int]]] = {}
         self._shapes = {site: _shapes(tensors, self.by_class) for site, tensors in targets.items()}
@@ -258,45 +246,6 @@ class Matching:
             for number, term in enumerate(self.terms)
             for name, statistic in term.statistics.items()
         }
-
-
-def _targets(
-    matcher: Matcher, site: str, module: nn.Module, measured: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    known = known_targets(matcher, module)
-    if known is not None:
-        return known
-    prefix = target_name(matcher, site, "")
-    stored = {name.removeprefix(prefix): t for name, t in measured.items() if name.startswith(prefix)}
-    if not stored:
-        raise GvbsmError(
-            f"matcher {matcher.full_name!r} has no measured targets for site {site!r}; run the measure stage"
-        )
-    return stored
-
-
-def _class_targets(
-    matcher: Matcher, site: str, measured: Mapping[str, Tensor], classes: Tensor
-) -> dict[str, Tensor]:
-    """Return the targets at a site for each of `classes`, [G, *shape] by statistic."""
-    prefix = target_name(matcher, site, "", by_class=True)
-    stored = {name.removeprefix(prefix): t for name, t in measured.items() if name.startswith(prefix)}
-    if not stored:
-        raise GvbsmError(
-            f"matcher {matcher.full_name!r} has no targets measured by class for site {site!r}; run the "
-            "measure stage"
-        )
-    targets = {}
-    for name, tensor in stored.items():
-        targets[name] = tensor[classes.to(tensor.device)]
-        lacking = classes[~targets[name].reshape(len(classes), -1).isfinite().all(1).to(classes.device)]
-        if len(lacking):
-            raise GvbsmError(
-                f"matcher {matcher.full_name!r} has no finite targets for class {int(lacking[0])} at site "
-                f"{site!r}: the class has no training image, or the statistic is not finite there; leave the "
-                "class out, or set by_class = 0"
-            )
-    return targets
 
 
 def _shapes(tensors: Mapping[str, Tensor], by_class: bool = False) -> dict[str, torch.Size]:

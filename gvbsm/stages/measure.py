@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from gvbsm.matching.collector import StatisticsCollector
-from gvbsm.matching.terms import BY_CLASS
+from gvbsm.matching.targets import BY_CLASS
 from gvbsm.recipe.schema import Measure
 from gvbsm.runtime.asking import drawn
 from gvbsm.runtime.context import Context

@@ -17,7 +17,8 @@ from gvbsm.matching.activations import GroupedActivation
 from gvbsm.matching.asking import measured_sites
 from gvbsm.matching.forward import MatchedBackbone
 from gvbsm.matching.frozen import freeze
-from gvbsm.matching.terms import Matching, target_name
+from gvbsm.matching.targets import target_name
+from gvbsm.matching.terms import Matching
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.stages.measure import batches_of_one_class
 from gvbsm_registry import GvbsmError, Matcher, TensorSplit

@@ -16,7 +16,8 @@ from gvbsm.matching import activations as module
 from gvbsm.matching.activations import Activation, GroupedActivation
 from gvbsm.matching.asking import measured_sites
 from gvbsm.matching.collector import StatisticsCollector
-from gvbsm.matching.terms import Matching, target_name
+from gvbsm.matching.targets import target_name
+from gvbsm.matching.terms import Matching
 from gvbsm_registry import GvbsmError, Matcher, Registry
 
 

@@ -15,7 +15,8 @@ from toys import ToyNet
 from gvbsm.matching import forward
 from gvbsm.matching.activations import ActivationRecorder
 from gvbsm.matching.forward import MatchedBackbone
-from gvbsm.matching.terms import Matching, target_name
+from gvbsm.matching.targets import target_name
+from gvbsm.matching.terms import Matching
 from gvbsm.runtime.units import Unit
 from gvbsm.stages import synthesize
 from gvbsm.stages.synthesize import pays

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import gvbsm
 from gvbsm.distilled.dataset import DistilledDataset
-from gvbsm.matching.terms import target_name
+from gvbsm.matching.targets import target_name
 from gvbsm.recipe import loading
 from gvbsm_registry import Backbone, Codec, Component, GvbsmError, Registry, discover, hookimpl
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as reference
 
 from benchmarks import textbook
-from gvbsm.matching.terms import target_name
+from gvbsm.matching.targets import target_name
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.stages import measure, pretrain
 from gvbsm_registry import GvbsmError

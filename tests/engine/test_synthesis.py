@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from toys import ToyNet
 
 from benchmarks.textbook import MATCHERS, TextbookStep, densification
-from gvbsm.matching.terms import target_name
+from gvbsm.matching.targets import target_name
 from gvbsm.recipe.schema import Synthesis
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.stages.image_sets import image_batches

@@ -13,7 +13,8 @@ from gvbsm.matching.activations import ActivationRecorder
 from gvbsm.matching.asking import sites_of
 from gvbsm.matching.forward import MatchedBackbone
 from gvbsm.matching.statistic import Statistic
-from gvbsm.matching.terms import Matching, target_name, term_names
+from gvbsm.matching.targets import target_name
+from gvbsm.matching.terms import Matching, term_names
 from gvbsm_registry import GvbsmError, Matcher, Registry
 
 
