@@ -203,7 +203,7 @@ def test_data_given_relative_to_the_working_directory(
         (["--set", "synthesis=3"], ["synthesis", "got 3"]),
         (
             ["--set", "synthesis.batching=by_classes"],
-            ["synthesis.batching", "'by_class' or 'across_classes'"],
+            ["synthesis.batching", "'one_class' or 'across_classes'"],
         ),
         (["--set", "synthesis"], ["--set synthesis", "KEY=VALUE"]),
         (["--set", "=3"], ["KEY=VALUE"]),
