@@ -146,7 +146,7 @@ def out_of_memory(error: BaseException) -> bool:
 def _place(error: BaseException, component: Component) -> str | None:
     """Return the file and line where a component's failure came up; None if it had no part in it.
 
-    It had if its package's code ran, or no code of the engine beyond the line that called it.
+    It had if its package's code came last, and not the engine's that it called or that was called before.
     """
     package = type(component).__module__.split(".")[0]
     frames: list[tuple[FrameType, int]] = []
@@ -155,8 +155,9 @@ def _place(error: BaseException, component: Component) -> str | None:
             again = bool(frames) and frames[-1][0] is frame  # raised once more there
             frames[len(frames) - again :] = [(frame, line)]
     rooms = [str(frame.f_globals.get("__name__", "")).split(".")[0] for frame, _ in frames]
-    if ENGINE in rooms[1:] and package not in rooms[1:]:
-        return None
     near = [number for number, room in enumerate(rooms) if room in (package, ENGINE)]
-    frame, line = frames[near[-1] if near else -1]
+    last = near[-1] if near else 0
+    if last > 0 and rooms[last] != package:
+        return None
+    frame, line = frames[last]
     return f"{Path(frame.f_code.co_filename).name}:{line}"

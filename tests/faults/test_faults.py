@@ -237,7 +237,7 @@ def test_a_group_that_finds_no_memory_is_halved(
     sizes: list[int] = []
     observe = MatchedBackbone.observe
 
-    def little_room(self: MatchedBackbone, images: torch.Tensor, uniforms: torch.Tensor) -> Any:
+    def little_room(self: MatchedBackbone, images: torch.Tensor, uniforms: torch.Tensor, *labels: Any) -> Any:
         sizes.append(len(images))
         if len(images) > 5 and len(sizes) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
