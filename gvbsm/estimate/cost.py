@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gvbsm.distilled.labels import smallest_exact_dtype
 from gvbsm.estimate.memory import Peak
+from gvbsm.estimate.starts import choosing
 from gvbsm.estimate.trial import Trial, fresh
 from gvbsm.recipe.schema import Recipe
 from gvbsm.runtime.data import Data, open_data
@@ -66,7 +67,7 @@ def estimate(
     Keys: "stages", a list of `Cost.table`s; "seconds"; "peak_bytes"; "bytes", by what is stored: of the
     distilled "images" and "labels", and of "statistics" and "backbones" of the store.
     steps: how many are timed of each kind. cache: the store where the data set keeps decoded pixels.
-    Left out are what choosing real images to start from takes, and other people's exporters.
+    Left out are other people's exporters.
     Raises GvbsmError if the recipe or its data are wrong.
     """
     with tempfile.TemporaryDirectory(prefix="gvbsm-estimate-") as folder:
@@ -118,7 +119,8 @@ class _Estimate:
             "synthesis": {
                 "compile": compiled,
                 "iterations": min(section.iterations, each * (self.timed + 1)),
-                "initializer": registry.create(Initializer, "noise"),
+                # not timed here, but by `choosing`; without steps it says whether there are backbones
+                **({"initializer": registry.create(Initializer, "noise")} if section.iterations else {}),
             },
             "relabel": {
                 "epochs": EPOCHS,
@@ -207,6 +209,7 @@ class _Estimate:
         """Time cycles over all backbones; the first one, compilation included, is paid once."""
         section, each, train = self.recipe.synthesis, len(self.recipe.backbones), self.data.train
         cost = Cost("synthesis", bytes=self.count * (train.channels * train.image_size**2 + 8))
+        cost.seconds = choosing(self.trial, self.data, section.initializer)
         if not section.iterations:
             return cost
         planned = self.trial.plan.image_batches
@@ -220,7 +223,7 @@ class _Estimate:
         cost.steps = len(planned) * section.iterations
         opening = max(0.0, sum(noted[:each]) - each * step)
         # networks of its own are made ready for every image batch anew
-        cost.seconds = cost.steps * step * share + opening * (1 if section.joint else len(planned))
+        cost.seconds += cost.steps * step * share + opening * (1 if section.joint else len(planned))
         return cost
 
     def _relabel(self) -> Cost:

@@ -16,7 +16,10 @@ from safetensors import safe_open
 from gvbsm.cli.main import main
 from gvbsm.estimate.cost import estimate, label_bytes
 from gvbsm.estimate.fake_data import FakeData
+from gvbsm.estimate.starts import choosing
+from gvbsm.estimate.trial import Trial
 from gvbsm.terminal import duration, size
+from gvbsm_registry import Initializer, Source
 
 TINY = {
     "backbones": [{"use": "convnet", "width": 4, "depth": 1}],
@@ -174,3 +177,34 @@ def test_what_is_not_needed_costs_nothing_and_teachers_do(make_run: MakeRun, tmp
         cost = _estimated(make_run(*chosen, ("relabel.teachers", teachers)))
         assert cost["stages"][0]["steps"] == trained * 6 * 3
         assert cost["bytes"]["backbones"] > 0, networks
+
+
+class Slow(Initializer):
+    """Takes a unit of time for every image that it looks at: 20 of a class at most."""
+
+    name = "slow"
+
+    def looks_at(self, per_class: int) -> int:
+        return min(20, per_class)
+
+    def prepare(self, source: Source) -> dict[str, torch.Tensor]:
+        counts = torch.bincount(source.train.labels, minlength=source.classes)
+        CLOCK.append(sum(self.looks_at(int(count)) for count in counts if count))
+        return {}
+
+    def images(self, labels: Any, ranks: Any, source: Any, generator: Any) -> torch.Tensor:
+        CLOCK.append(0)
+        return torch.zeros(len(labels), 1, 8, 8)
+
+
+CLOCK: list[int] = []
+
+
+def test_choosing_images_is_scaled_by_what_is_looked_at(make_run: MakeRun, monkeypatch: Any) -> None:
+    """A part of the data is timed; the whole has 40 images of each class, of which 20 are looked at."""
+    run = make_run(("data.per_class", 40), ("data.tests", 4))
+    monkeypatch.setattr(Trial, "seconds", lambda self, work: (work(), float(CLOCK[-1]))[1])
+    trial = Trial(run.recipe, run.data, run.context.registry, run.context.device, run.out, 15)
+    trial.make_untrained()
+    seconds = choosing(trial, run.data, Slow())
+    assert seconds == pytest.approx(3 * 20)

@@ -54,6 +54,9 @@ class RealImages(_Ranked):
     name = "real"
     uses_networks = False
 
+    def looks_at(self, per_class: int) -> int:
+        return 1
+
     def ranking(self, members: Tensor, count: int, label: int, source: Source) -> Tensor:
         return shuffled(len(members), source, label)[:count]
 

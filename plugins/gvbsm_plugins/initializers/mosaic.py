@@ -46,6 +46,9 @@ class Mosaic(Initializer):
             raise ValueError("must be two shares above 0 and up to 1, the smaller first")
         return limits
 
+    def looks_at(self, per_class: int) -> int:
+        return min(self.pool, per_class)
+
     def prepare(self, source: Source) -> dict[str, Tensor]:
         """Return each pool image's best crop, by class, from the lowest cross-entropy to the highest.
 

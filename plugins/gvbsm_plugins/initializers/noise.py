@@ -16,6 +16,9 @@ class Noise(Initializer):
     name = "noise"
     uses_networks = False
 
+    def looks_at(self, per_class: int) -> int:
+        return 1
+
     def images(self, labels: Tensor, ranks: Tensor, source: Source, generator: Generator) -> Tensor:
         import torch
 

@@ -66,6 +66,10 @@ class Initializer(Component):
         """
         return {}
 
+    def looks_at(self, per_class: int) -> int:
+        """Return how many of a class's `per_class` training images it looks at: what its time grows with."""
+        return per_class
+
     def per_class(self) -> int | None:
         """How many images there are of each class if that is fixed; None if any number can be asked for."""
         return None
