@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gvbsm.distilled.dataset import label_files
 from gvbsm.recipe import loading
 from gvbsm.recipe.schema import Recipe
 from gvbsm.report import after_run
@@ -20,19 +21,19 @@ from gvbsm.runtime import distributed
 from gvbsm.runtime.asking import check_logits
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import open_data
-from gvbsm.runtime.environment import check_folder, choose_device, open_store
+from gvbsm.runtime.environment import choose_device, open_store
 from gvbsm.runtime.execution import Storing, execute
+from gvbsm.runtime.folders import LOG, RECIPE, check_folder, check_path, check_writable, claim, is_claimed
 from gvbsm.runtime.reporting import Reporter
 from gvbsm.runtime.units import Unit
 from gvbsm.stages import STAGES
 from gvbsm.stages.image_sets import too_few_images
 from gvbsm.stages.plan import Plan
 from gvbsm.stages.pretrain import check_accuracies, load_backbone, networks_of
-from gvbsm.stages.relabel import LABELS
 from gvbsm.stages.synthesize import batches_per_step
 from gvbsm.version import __version__
 from gvbsm_registry import Executor, GvbsmError, Initializer, Registry, discover
-from gvbsm_registry.artifacts import digest, remove_leftovers, write_text
+from gvbsm_registry.artifacts import digest, remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,15 @@ def run(
     else:
         loaded = loading.load(recipe, registry, changes)
     default = Path("runs") / f"{loaded.name}-{digest(loaded.result_tables())[:8]}"
-    folder = Path(out).expanduser() if out else default
-    check_folder(folder, "--out")
-    claimed = is_claimed(folder, loaded, registry)
-    with Reporter(folder / "log.jsonl", registry, quiet) as reporter:
+    folder = check_folder(out or default, "--out")
+    is_claimed(folder, loaded, registry)
+    with Reporter(folder / LOG, registry, quiet) as reporter:
         opened = open_recipe(loaded, registry, folder, store, device, reporter, executor)
         # before anything is written, so that a wrong path leaves no folder claimed by a wrong recipe
         check(loaded, opened.context)
-        if not claimed:
-            write_text(folder / "recipe.toml", loaded.toml())
+        if not all(unit.path.exists() for unit in opened.plan.shared):
+            check_writable(opened.plan.store, "--store")
+        claim(folder, loaded, registry)
         run_stages(opened, until)
         if report or (report is None and until == list(STAGES)[-1]):
             after_run(report_inputs(opened), reporter.print)
@@ -113,7 +114,6 @@ def open_recipe(
     Raises GvbsmError if store, device, executor or data can't be opened.
     """
     local, remote = open_store(store)
-    check_folder(local, "--store")
     where = choose_device(device)
     runner = registry.create(Executor, executor)
     provenance = {
@@ -136,41 +136,10 @@ def open_run(folder: Path, registry: Registry, store: str | Path | None = None, 
 
 def recipe_of(folder: Path) -> Path:
     """Return the path of a run folder's recipe; raises GvbsmError if it has none."""
-    path = folder / "recipe.toml"
+    path = check_path(folder, "OUT") / RECIPE
     if not path.is_file():
         raise GvbsmError(f"{folder}: is not a run folder (it has no recipe.toml); make one with 'gvbsm run'")
     return path
-
-
-def is_claimed(folder: Path, recipe: Recipe, registry: Registry) -> bool:
-    """Tell whether `folder` is the run folder of `recipe` already.
-
-    Raises GvbsmError, naming the keys that differ, if it is the folder of another recipe; keys that no result
-    depends on may differ.
-    """
-    path = folder / "recipe.toml"
-    if not path.exists():
-        return False
-    theirs = loading.load(path, registry)
-    differ = _differences(theirs.result_tables(), recipe.result_tables())
-    if differ:
-        raise GvbsmError(
-            f"{folder}: holds a run of another recipe (its recipe.toml differs in {', '.join(differ)}); give "
-            "another --out, or change its recipe.toml and run single stages on it"
-        )
-    return True
-
-
-def _differences(ours: dict[str, Any], theirs: dict[str, Any], above: str = "") -> list[str]:
-    """Return the dotted keys in which two recipes' tables differ."""
-    differ = []
-    for key in sorted(ours.keys() | theirs.keys()):
-        one, other = ours.get(key), theirs.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            differ += _differences(one, other, f"{above}{key}.")
-        elif one != other:
-            differ.append(above + key)
-    return differ
 
 
 def check(recipe: Recipe, context: Context) -> None:
@@ -197,9 +166,9 @@ def run_stages(opened: Run, until: str = "evaluation") -> None:
         if not waves and stage == until and (why := plan.reason_for_nothing(stage)):
             opened.context.reporter.print(f"{stage}: nothing to do ({why})")
         for wave in waves:
+            execute(opened.context, stage, wave, opened.executor, opened.storing, at_once)
             if stage == "relabel":
                 _drop_stale_labels(plan)
-            execute(opened.context, stage, wave, opened.executor, opened.storing, at_once)
         if stage == "pretrain":
             check_accuracies(plan.networks, data, plan.recipe.pretrain.min_accuracy)
     if until == "evaluation":
@@ -218,9 +187,8 @@ def tidy(out: Path, store: Path) -> None:
 def _drop_stale_labels(plan: Plan) -> None:
     """Remove label blocks of earlier options: together with the planned ones they would make no set."""
     for name, blocks in plan.labels.items():
-        keep = {block.path for block in blocks if block.done()}
-        for path in plan.sets[name].path.parent.glob(LABELS.replace("{:05d}", "*")):
-            if path not in keep:
+        for path in label_files(plan.sets[name].path.parent):
+            if path not in [block.path for block in blocks]:
                 path.unlink()
 
 

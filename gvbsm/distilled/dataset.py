@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,16 @@ from gvbsm.distilled.views import EpochViews
 from gvbsm_registry import Artifact, Codec, GvbsmError, Registry
 from gvbsm_registry.artifacts import peek, read
 
-LABEL_FILES = "labels-*.safetensors"
+LABELS = "labels-{:05d}.safetensors"
+LABEL_FILE = re.compile(r"labels-(\d{5,})\.safetensors")
+
+
+def label_files(folder: Path) -> list[Path]:
+    """Return the label files of an image set in their order, without whatever else lies there."""
+    numbered = [
+        (match, path) for path in folder.glob("labels-*") if (match := LABEL_FILE.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in numbered)]
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,11 @@ class DistilledDataset(torch.utils.data.Dataset):
     def epochs(self) -> int:
         """How many epochs of soft labels there are; 0 if none, or if they are a `pool`."""
         return self._blocks.epochs
+
+    @property
+    def label_keys(self) -> list[str]:
+        """The digests of what each label file was made from."""
+        return list(self._blocks.keys)
 
     @property
     def label_bytes(self) -> int:
@@ -152,9 +167,11 @@ class LabelBlocks:
         self.folder, self._registry = folder, registry
         self.pruning = "epochs"
         self._files: list[tuple[int, int, Path]] = []
+        self.keys: list[str] = []
         self._codec: Codec | None = None
-        for path in sorted(folder.glob(LABEL_FILES)):
-            meta = json.loads(peek(path)["meta"])
+        for path in label_files(folder):
+            header = peek(path)
+            meta = json.loads(header["meta"])
             if meta["images"] != images_key:
                 raise GvbsmError(f"{path}: labels other images than those beside it; relabel them")
             pruning = meta.get("pruning", "epochs")
@@ -165,6 +182,7 @@ class LabelBlocks:
                 ("first_epoch", "epochs") if self.pruning == "epochs" else ("first_batch", "batches")
             )
             self._files.append((meta[first], meta[count], path))
+            self.keys.append(header["key"])
         self._open: tuple[Path, Artifact] | None = None
 
     @property

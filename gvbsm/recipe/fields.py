@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
+from pydantic_core import PydanticCustomError
 
 from gvbsm_registry import (
     KINDS,
@@ -49,6 +50,26 @@ UseOptimizer = Annotated[Optimizer, Used(Optimizer)]
 UseEnsembler = Annotated[Ensembler, Used(Ensembler)]
 UseCodec = Annotated[Codec, Used(Codec)]
 UseObjective = Annotated[Objective, Used(Objective)]
+
+
+LONGEST_NAME = 100
+
+
+def _safe_name(name: str) -> str:
+    """Names of recipes become names of folders, whoever wrote the recipe."""
+    bad = [character for character in name if not character.isprintable() or character in "/\\"]
+    if bad or not 0 < len(name) <= LONGEST_NAME or name[0] in ".~- ":
+        raise PydanticCustomError(
+            "gvbsm",
+            '{name} can\'t be the name of a folder, which it becomes; give name = "NAME" of at most {most} '
+            "letters, digits, spaces, dots, _ and -, the first a letter or digit",
+            {"name": repr(name[:LONGEST_NAME]), "most": LONGEST_NAME},
+        )
+    return name
+
+
+SafeName = Annotated[str, AfterValidator(_safe_name)]
+"""A text that can stand in a path as one part of it, and on a terminal."""
 
 
 def components_of(part: Any) -> Iterator[Component]:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from gvbsm.recipe.fields import (
+    SafeName,
     UseAugmentation,
     UseBackbone,
     UseCallback,
@@ -113,7 +114,7 @@ class Published(Section):
 class Recipe(Section):
     """A whole recipe."""
 
-    name: str = Field("unnamed", description="the file's name, if not given")
+    name: SafeName = Field("unnamed", description="the file's name, if not given")
     description: str = Field(
         "", json_schema_extra=NO_RESULT, description="what this recipe is, in one sentence"
     )

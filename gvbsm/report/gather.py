@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from gvbsm.results.card import FACTS
 from gvbsm.results.finished import FinishedRun
 from gvbsm.results.records import published_rows
+from gvbsm.runtime import log as logs
+from gvbsm.runtime.folders import LOG
 from gvbsm_registry import GvbsmError, Split
 from gvbsm_registry.artifacts import read
 
@@ -116,7 +117,7 @@ def gather(inputs: ReportInputs) -> RunFacts:
         samples["random"] = _sample(*run.baseline, shown)
     if not run.records:
         notes.append("There are no accuracies yet; run the evaluation stage.")
-    events = list(_events(run.folder / "log.jsonl"))
+    events = list(logs.events(run.folder / LOG))
     return RunFacts(
         run.folder.resolve().name,
         classes,
@@ -145,18 +146,6 @@ def real_sample(train: Split, shown: list[int]) -> Sample:
 def _sample(images: Tensor, labels: Tensor, shown: list[int]) -> Sample:
     index = torch.cat([(labels == label).nonzero().flatten()[:PER_CLASS] for label in shown])
     return Sample(images[index], labels[index])
-
-
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:  # a line that a killed process left half-written
-            continue
-        if isinstance(event, dict) and "event" in event:
-            yield event
 
 
 def _facts(inputs: ReportInputs) -> dict[str, str]:

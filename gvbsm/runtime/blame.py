@@ -5,7 +5,6 @@ The engine calls a component inside `calling`, and checks what it is given with 
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 import traceback
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gvbsm.runtime.log import append
 from gvbsm_registry import Component, GvbsmError
 from gvbsm_registry.admission import origin
 
@@ -49,15 +49,14 @@ class ComponentError(GvbsmError):
         try:
             if log is not None and log.parent.is_dir():
                 event = {"event": "component_failed", "time": time.time(), "error": str(self)}
-                with log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({**event, "traceback": text}) + "\n")
+                append(log, {**event, "traceback": text})
                 where = log
             else:
                 handle, name = tempfile.mkstemp(prefix="gvbsm-", suffix=".txt", text=True)
                 where = Path(name)
                 with open(handle, "w", encoding="utf-8") as file:
                     file.write(text)
-        except OSError:  # the line alone has to do
+        except (OSError, GvbsmError):  # the line alone has to do
             return
         self.args = (f"{self}; the traceback is in {where}",)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from platformdirs import user_cache_path
 
+from gvbsm.runtime.folders import check_folder
 from gvbsm.runtime.remote_store import RemoteStore, is_url
 from gvbsm_registry import GvbsmError
 from gvbsm_registry.artifacts import digest
@@ -17,7 +18,7 @@ def choose_device(name: str) -> torch.device:
     """Return the device called "auto", "cpu" or "cuda"; raises GvbsmError if there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+    if re.fullmatch(r"cpu|cuda(:\d{1,4})?", name) is None:
         raise GvbsmError(f"--device {name}: unknown device; use auto, cpu or cuda")
     device = torch.device(name)
     if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
@@ -35,13 +36,4 @@ def open_store(place: str | Path | None) -> tuple[Path, RemoteStore | None]:
     if isinstance(place, str) and is_url(place):
         remote = RemoteStore(place)
         return user_cache_path("gvbsm", False) / "remote" / digest(remote.url)[:16], remote
-    return Path(place).expanduser(), None
-
-
-def check_folder(folder: Path, flag: str) -> None:
-    """Raise GvbsmError if `folder`, or what is to hold it, is not a folder: hours before it is written to."""
-    for place in (folder, *folder.parents):
-        if place.exists():
-            if not place.is_dir():
-                raise GvbsmError(f"{flag} {folder}: {place} is not a folder; give another {flag}")
-            return
+    return check_folder(place, "--store"), None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
 import sys
 import time
 import traceback
@@ -19,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
+from gvbsm.runtime import log as logs
 from gvbsm.runtime.blame import ComponentError
-from gvbsm_registry import GvbsmError, Registry, StageFinished, StageStarted, Step
+from gvbsm_registry import Registry, StageFinished, StageStarted, Step
 
 Event = StageStarted | Step | StageFinished
 HOOKS = {StageStarted: "gvbsm_stage_started", Step: "gvbsm_step", StageFinished: "gvbsm_stage_finished"}
@@ -68,8 +66,8 @@ class Reporter:
         name = HOOKS[type(event)]
         if self.log is not None:
             fields = {key: value for key, value in asdict(event).items() if key != "run"}
-            line = json.dumps({"event": name.removeprefix("gvbsm_"), "time": time.time(), **fields})
-            _append(self.log, line)
+            line = {"event": name.removeprefix("gvbsm_"), "time": time.time(), **fields}
+            logs.append(self.log, line)
             event = replace(event, run=str(self.log.parent))
         heard: list[Any] = []  # plugins that must not hear this event again
         while True:
@@ -155,20 +153,3 @@ def _is_call(frame: FrameType, function: FunctionType) -> bool:
     return frame.f_code is function.__code__ and all(
         frame.f_locals.get(name) is cell.cell_contents for name, cell in zip(names, cells, strict=True)
     )
-
-
-def _append(path: Path, line: str) -> None:
-    """Add a line to a text file; raises GvbsmError if it can't be written, leaving no half line behind."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
-            end = file.seek(0, 2)
-            data = (line + "\n").encode()
-            if file.write(data) != len(data):
-                file.truncate(end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as error:
-        raise GvbsmError(
-            f"{path}: can't be written ({error.strerror}); free some space there or check its permissions, "
-            "and run again: finished work is kept"
-        ) from error

@@ -16,9 +16,9 @@ from gvbsm.recipe.schema import Evaluation, Pretrain
 from gvbsm.runtime import distributed
 from gvbsm.runtime.asking import built_optimizer, student_loss
 from gvbsm.runtime.context import Context
+from gvbsm.runtime.data import check_classes
 from gvbsm.runtime.seeds import generator_of, seed_of
 from gvbsm.runtime.units import Payload, Unit
-from gvbsm.stages.relabel import open_set
 from gvbsm.stages.training import (
     AveragedWeights,
     Batch,
@@ -32,7 +32,7 @@ from gvbsm.stages.training import (
     split_batches,
     test,
 )
-from gvbsm_registry import Augmentation, Backbone, Objective
+from gvbsm_registry import Augmentation, Backbone, GvbsmError, Objective
 
 TRAINING_KEYS = (
     "students",
@@ -71,7 +71,7 @@ def train_student(context: Context, unit: Unit) -> Payload:
     torch.manual_seed(seed_of("student", seed))  # the same start for every set that a seed is trained on
     module = context.build(student)
     order = generator_of("order", seed)
-    dataset = None if unit.options["set"] == "full" else open_set(context, unit.input("images"))
+    dataset = None if unit.options["set"] == "full" else open_set(context, unit)
     curve, predicted, labels = (
         _train_on_all(context, unit, module, order)
         if dataset is None
@@ -86,6 +86,22 @@ def train_student(context: Context, unit: Unit) -> Payload:
     }
     meta = {"classes": list(context.data.classes), "record": record, "summary": {"top1": curve[-1][1]}}
     return tensors, meta
+
+
+def open_set(context: Context, unit: Unit) -> DistilledDataset:
+    """Open the set that a student is trained on; raises GvbsmError unless it is the planned one.
+
+    Another run may have put another set in its place: a student of it would be recorded as one of this.
+    """
+    images, labels = unit.input("images"), unit.input_list("labels")
+    opened = DistilledDataset(images.path.parent, context.registry)
+    check_classes(opened.classes, context.data.classes, str(images.path))
+    if opened.key != images.key or (labels and opened.label_keys != [block.key for block in labels]):
+        raise GvbsmError(
+            f"{images.path.parent}: holds other images or labels than this run made; is another run at work "
+            "there? Let it end, and run again"
+        )
+    return opened
 
 
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, list[float | None]]:

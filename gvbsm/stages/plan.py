@@ -79,6 +79,11 @@ class Plan:
         planned = pretrain.plan_networks(self.recipe, self.registry, self.data.key)
         return [unit.stored_in(self.store / "backbones") for unit in planned]
 
+    @property
+    def shared(self) -> list[Unit]:
+        """The units whose artifacts lie in the store."""
+        return [*self.networks, *self.statistics, *self.preparation]
+
     def reason_for_nothing(self, stage: str) -> str:
         """Return why a stage has no work, if it has none for a reason that the recipe states; else ""."""
         return evaluate.HARD_ALONE if stage == "relabel" and not self.recipe.evaluation.soft else ""

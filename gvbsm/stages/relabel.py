@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gvbsm.distilled.dataset import DistilledDataset
+from gvbsm.distilled.dataset import LABELS
 from gvbsm.distilled.labels import LAYOUT, pack
-from gvbsm.distilled.normalized import LazyNormalizedImages
+from gvbsm.distilled.normalized import LazyNormalizedImages, Normalization
 from gvbsm.distilled.pool import chained
 from gvbsm.distilled.views import EpochViews
 from gvbsm.matching.frozen import use_batch_statistics
@@ -20,7 +20,6 @@ from gvbsm.recipe.fields import identities
 from gvbsm.recipe.schema import Recipe, Relabel
 from gvbsm.runtime.asking import combined, encoded
 from gvbsm.runtime.context import Context
-from gvbsm.runtime.data import check_classes
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.label_views import draw_epoch, draw_pool, kept_epochs, pool_size
@@ -28,8 +27,6 @@ from gvbsm.stages.pretrain import load_backbone, member
 from gvbsm.stages.training import batches_of
 from gvbsm_registry import GvbsmError, Member, Registry
 from gvbsm_registry.artifacts import peek
-
-LABELS = "labels-{:05d}.safetensors"
 
 
 def plan_blocks(
@@ -82,11 +79,16 @@ def _count_there(path: Path, what: str) -> int:
     return count if isinstance(count, int) else 0
 
 
-def open_set(context: Context, images: Unit) -> DistilledDataset:
-    """Open the image set that a unit has made; raises GvbsmError if it is not of the data set's classes."""
-    opened = DistilledDataset(images.path.parent, context.registry)
-    check_classes(opened.classes, context.data.classes, str(images.path))
-    return opened
+def read_set(context: Context, images: Unit) -> tuple[LazyNormalizedImages, Tensor]:
+    """Return the images that a unit has made, without their labels' files, and their classes, int64 [N].
+
+    Raises GvbsmError if the unit did not make them, or not of the data set's classes.
+    """
+    artifact = images.read()
+    context.data.check_classes(artifact, str(images.path))
+    tensors, meta = artifact.tensors, artifact.meta
+    normalization = Normalization(tuple(meta["mean"]), tuple(meta["std"]))
+    return LazyNormalizedImages(tensors["images"], normalization, context.device), tensors["labels"]
 
 
 def label_epochs(context: Context, unit: Unit) -> Payload:
@@ -96,7 +98,7 @@ def label_epochs(context: Context, unit: Unit) -> Payload:
     """
     options = unit.options
     section = context.section(Relabel, options["relabel"])
-    images = open_set(context, unit.input("images")).lazily_normalized(context.device)
+    images, _ = read_set(context, unit.input("images"))
     committee = _committee(context, unit, section)
     first, count = options["first"], options["epochs"]
     views: list[EpochViews] = []
@@ -121,11 +123,10 @@ def label_pool(context: Context, unit: Unit) -> Payload:
     """
     options = unit.options
     section = context.section(Relabel, options["relabel"])
-    opened = open_set(context, unit.input("images"))
-    images = opened.lazily_normalized(context.device)
+    images, truth = read_set(context, unit.input("images"))
     committee = _committee(context, unit, section)
     first, count = options["first"], options["batches"]
-    drawn = draw_pool(section, opened.labels, images.shape[-1], options["seed"], options["set"], first, count)
+    drawn = draw_pool(section, truth, images.shape[-1], options["seed"], options["set"], first, count)
     views: list[EpochViews] = []
     labelled: list[Tensor] = []
     for number, batch in enumerate(drawn):

@@ -14,9 +14,12 @@ from gvbsm.recipe.composing import LAYERS
 from gvbsm.recipe.loading import tables_of
 from gvbsm.recipe.text import parse_component, parse_value, split_list
 from gvbsm.results.records import read_records, write_records
+from gvbsm.runtime.folders import check_folder, check_sweep_folder
 from gvbsm_registry import GvbsmError, Registry
 from gvbsm_registry.artifacts import digest
 
+FILES = ("table.txt", "plot.svg", "plot.png", "results.json", "results.csv")
+"""What lies beside the run folders of a sweep."""
 Overrides = list[tuple[str, Any]]
 Axis = tuple[str, Sequence[str], Sequence[Any], Sequence[Any]]
 """What tables call it, the keys that it sets, their values, what tables call each value."""
@@ -64,6 +67,8 @@ def run(sweep: Sweep, out: Path, registry: Registry, **where: Any) -> list[dict[
     `out`/results.json and results.csv too. Points share the store, so that equal backbones and statistics
     are made once. where: arguments of `gvbsm.pipeline.run`. Raises GvbsmError like it.
     """
+    check_folder(out, "--out")
+    check_sweep_folder(out, FILES)
     records = []
     for point, seed in itertools.product(sweep.points, sweep.seeds):
         chosen = [*sweep.overrides, *point.overrides, *([] if seed is None else [("seed", seed)])]

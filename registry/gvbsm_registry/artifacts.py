@@ -163,6 +163,26 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_new_text(path: Path, text: str) -> bool:
+    """Write a text file atomically where there is none; of several processes at once, one does.
+
+    Returns whether it was written. Raises GvbsmError if it can't be.
+    """
+    whole = replacing(path).temporary
+    write_text(whole, text)
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+            return file.write(text) == len(text)
+        return False
+    finally:
+        whole.unlink(missing_ok=True)
+    return True
+
+
 def read(path: Path, kind: str | None = None) -> Artifact:
     """Read and verify the artifact at `path`.
 
@@ -189,6 +209,8 @@ def peek(path: Path) -> dict[str, str]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.exists() and not path.is_file():  # a pipe, whose opening waits for ever
+        raise _broken(path, "is no regular file")
     try:
         # As numpy: torch's way maps the whole file, and opens it twice, which a writer can come between.
         with safe_open(path, framework="numpy") as file:

@@ -167,8 +167,8 @@ def test_timm_weights_are_fitted_by_timm(tmp_path: Path) -> None:
     torch.manual_seed(5)
     peer = timm.create_model("resnet10t")
     path = saved(tmp_path / "own.pth", torch.save, peer.state_dict())
-    options = {"pretrained_cfg_overlay": {"file": path}}
-    default = Timm(variant="resnet10t", weights="DEFAULT", options=options)
+    overlay = {"options": {"pretrained_cfg_overlay": {"file": path}}}  # which users may not give
+    default = Timm(variant="resnet10t", weights="DEFAULT").model_copy(update=overlay)
     model = default.build(6, 32, 3)
     assert equal(peer, model, but="fc.")
     assert equal(peer, default.build(1000, 32, 3))

@@ -7,7 +7,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from gvbsm_plugins.backbones import surgery
 from gvbsm_plugins.backbones.base import WeightedBackbone
@@ -16,6 +17,8 @@ from gvbsm_registry import GvbsmError
 if TYPE_CHECKING:
     from torch.nn import Module
 
+READING = ("pretrained", "weights", "checkpoint", "cache_dir", "backbone_weights", "url", "hf_hub", "file")
+"""How the names of arguments begin by which constructors of timm and torchvision fetch or read files."""
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
@@ -28,6 +31,19 @@ class Provided(WeightedBackbone):
 
     variant: str = Field(description="the model's name in the library")
     options: dict[str, Any] = Field({}, description="more keyword arguments for the model's constructor")
+
+    @field_validator("options")
+    @classmethod
+    def _build_and_read_nothing(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Weights come by `weights` alone: read safely, part of keys, and not given to students."""
+        for name in options:
+            if name.startswith(READING):
+                raise PydanticCustomError(
+                    "gvbsm",
+                    "option {name} says where weights come from; give a file, or DEFAULT, as `weights`",
+                    {"name": repr(name)},
+                )
+        return options
 
     @abstractmethod
     def available(self) -> Sequence[str]:
@@ -161,7 +177,7 @@ class Timm(Provided):
 
         make: Callable[..., Module] = timm.create_model
         config = timm.models.get_pretrained_cfg(self.variant)
-        if published and not ((config and config.has_weights) or "pretrained_cfg_overlay" in self.options):
+        if published and not (config and config.has_weights):
             raise GvbsmError(
                 f"{self.full_name}: timm has no published weights for it; give a local file as `weights`, "
                 "or leave `weights` out to train it"
