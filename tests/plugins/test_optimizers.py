@@ -57,7 +57,7 @@ CASES: list[tuple[Optimizer, Rule]] = [
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "rule"), CASES, ids=lambda case: repr(case)[:60])
+@pytest.mark.parametrize(("optimizer", "rule"), CASES, ids=[repr(case[0]) for case in CASES])
 def test_steps_are_those_of_the_papers(optimizer: Optimizer, rule: Rule) -> None:
     generator = torch.Generator().manual_seed(0)
     values: Tensor = torch.randn(3, generator=generator, dtype=torch.float64).requires_grad_(True)
