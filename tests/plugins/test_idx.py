@@ -127,9 +127,10 @@ def test_damaged_files_are_named(tmp_path: Path, packed: bool, how: str, told: s
         Idx(root=tmp_path).open("train", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"not gzip", gzip.compress(bytes(range(100)))[:-20], b"\x1f\x8b\x08" + b"\xff" * 40]
-)
+CONTENTS = [b"not gzip", gzip.compress(bytes(range(100)))[:-20], b"\x1f\x8b\x08" + b"\xff" * 40]
+
+
+@pytest.mark.parametrize("content", CONTENTS, ids=["not gzip", "cut", "damaged"])
 def test_broken_gzip_files_are_named(tmp_path: Path, content: bytes) -> None:
     make(tmp_path, packed=True)
     (tmp_path / f"{NAMES[0]}.gz").write_bytes(content)
