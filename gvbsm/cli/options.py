@@ -13,7 +13,20 @@ from gvbsm.cli import completion
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
-FOLDER = click.Path(path_type=Path)
+
+
+class _Folder(click.Path):
+    """A path that can be looked at; `~` is expanded."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from gvbsm.runtime.folders import check_path
+
+        given = Path(str(super().convert(value, param, ctx)))
+        names = [] if param is None else [each for each in param.opts if each.startswith("-")]
+        return check_path(given, names[0] if names else str(param and param.human_readable_name))
+
+
+FOLDER = _Folder(path_type=Path)
 COMPONENTS = {
     "matcher": ("synthesis.matchers", True),
     "backbone": ("backbones", True),

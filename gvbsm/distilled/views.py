@@ -74,9 +74,9 @@ class EpochViews:
         return {
             "crop": view.boxes.float(),
             "flip": view.flips,
-            "roll": view.rolls.to(torch.int16),
+            "roll": view.rolls.to(torch.int32),
             "partner": self.partners.to(torch.int32),
-            "cutmix": self.boxes.to(torch.int16),
+            "cutmix": self.boxes.to(torch.int32),
             **{name: part for name, part in optional.items() if part is not None},
         }
 

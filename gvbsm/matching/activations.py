@@ -269,7 +269,7 @@ class Activation:
         return self._whole.moments(ByChannel(), self._index, self._is_part)
 
     def patch_moments(self, patch_size: int) -> Moments:
-        return self._whole.moments(ByPatch(patch_size), self._index, self._is_part)
+        return self._whole.moments(ByPatch.within(patch_size, self._whole.shape), self._index, self._is_part)
 
 
 def finalize(activations: Sequence[GroupedActivation]) -> None:

@@ -31,6 +31,11 @@ class ByPatch:
 
     patch_size: int
 
+    @classmethod
+    def within(cls, patch_size: int, shape: Sequence[int]) -> ByPatch:
+        """Return the reduction of maps [B, C, *space]; a patch beyond them is the whole map."""
+        return cls(min(patch_size, max(1, *shape[2:])))
+
     def shape(self, channels: int, space: Sequence[int]) -> list[int]:
         """Return the shape of what an activation [B, channels, *space] is reduced to."""
         return patch_grid(space, self.patch_size)

@@ -10,6 +10,7 @@ from typing import Any
 from gvbsm_registry import GvbsmError, Registry
 from gvbsm_registry.messages import unknown_name
 from gvbsm_registry.plugin import split_name
+from gvbsm_registry.values import DEEPEST, too_deep
 
 OWN = ("name", "description", "reproduces")
 """Keys that say what a recipe itself is: they are not taken from the recipes that it extends."""
@@ -31,19 +32,32 @@ def find(source: str | Path, registry: Registry) -> Path:
     name = str(source)
     if name in registry.recipes():
         return registry.recipe(name)
-    path = Path(source).expanduser()
-    if path.is_file():
+    path, there = look_up(source)
+    if there:
         return path
     if path.suffix == ".toml" or path.is_absolute():
         raise GvbsmError(f"recipe {path}: no such file; 'gvbsm recipes' lists the shipped ones")
     return registry.recipe(name)
 
 
+def look_up(source: str | Path) -> tuple[Path, bool]:
+    """Return a path with `~` expanded, and whether a file is there; raises GvbsmError if there can't be."""
+    try:
+        path = Path(source).expanduser()
+        return path, path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise GvbsmError(f"recipe {str(source)[:100]!r}: {why}; give another name or path") from error
+
+
 def read_tables(path: Path) -> Tables:
     """Parse a TOML file; raises GvbsmError naming the path if it can't be read or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        if too_deep(tables):
+            raise ValueError(f"its tables lie in each other more than {DEEPEST} deep")
+        return tables
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of integers of thousands of digits
         raise GvbsmError(f"recipe {path}: is not TOML ({error}); correct it there") from error
     except OSError as error:
         raise GvbsmError(f"recipe {path}: can't be read ({error.strerror}); give another path") from error
@@ -86,8 +100,8 @@ def _base(name: str, path: Path, registry: Registry) -> Path:
     """Return the file that `extends` in the recipe at `path` calls `name`: a path, or a shipped recipe."""
     if not name.endswith(".toml"):
         return registry.recipe(name)
-    base = path.parent / Path(name).expanduser()
-    if not base.is_file():
+    base, there = look_up(path.parent / look_up(name)[0])
+    if not there:
         raise GvbsmError(f"{name}: no such file beside {path}; 'gvbsm recipes' lists the shipped ones")
     return base
 

@@ -19,11 +19,13 @@ from gvbsm.recipe.fields import (
 from gvbsm.recipe.section import NO_RESULT, Section
 from gvbsm_registry import Backbone, named
 
+MOST_EPOCHS = 10**6
+
 
 class Pretrain(Section):
     """[squeeze] Training the backbones on the real data. With 0 epochs their own weights are used."""
 
-    epochs: int = Field(5, ge=0, description="passes over the training split")
+    epochs: int = Field(5, ge=0, le=MOST_EPOCHS, description="passes over the training split")
     batch: int = Field(64, ge=2, description="images; two at least, for BatchNorm")
     learning_rate: float = Field(0.05, gt=0, description="of the optimizer, at the start")
     optimizer: UseOptimizer = named({"use": "sgd", "momentum": 0.9, "weight_decay": 5e-4})
@@ -50,11 +52,13 @@ class Relabel(Section):
         "running",
         description="statistics of the teachers' BatchNorm: running ones, or those of each labelled batch",
     )
-    epochs: int = Field(300, ge=1, description="epochs of views")
+    epochs: int = Field(300, ge=1, le=MOST_EPOCHS, description="epochs of views")
     batch: int = Field(100, ge=1, description="views labelled, and mixed with each other, together")
     augmentation: UseAugmentation = named("resized_crop")
     cutmix: float = Field(1.0, ge=0, le=1, description="chance that a batch is CutMixed")
-    cutmix_alpha: float = Field(1.0, gt=0, description="CutMix's area is drawn from Beta(α, α)")
+    cutmix_alpha: float = Field(
+        1.0, ge=0.01, le=1000, description="CutMix's area is drawn from Beta(α, α), which below 0.01 can't be"
+    )
     ensembler: UseEnsembler = named("mean")
     temperature: float = Field(1.0, gt=0, description="what the labels are divided by")
     codec: UseCodec = named("fp16")
@@ -78,7 +82,7 @@ class Evaluation(Section):
 
     students: tuple[UseBackbone, ...] = Field(cast(Any, ("convnet",)), min_length=1, validate_default=True)
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one student is trained for each")
-    epochs: int = Field(300, ge=1, description="passes over the condensed set")
+    epochs: int = Field(300, ge=1, le=MOST_EPOCHS, description="passes over the condensed set")
     batch: int = Field(50, ge=1, description="views a step")
     optimizer: UseOptimizer = named({"use": "adamw", "weight_decay": 0.01})
     learning_rate: float = Field(1e-3, gt=0, description="of the optimizer, at the start")
@@ -102,6 +106,13 @@ class Evaluation(Section):
         description="also train on distilled and random images, hard labels, without augmentation (ARS)",
     )
     full_baseline: bool = Field(False, description="also train on the whole data set, as in [pretrain]")
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_seed_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise PydanticCustomError("gvbsm", "must be different numbers from 0 up: one is a student's")
+        return seeds
 
     @field_validator("students")
     @classmethod

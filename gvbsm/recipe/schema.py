@@ -34,14 +34,18 @@ class Measure(Section):
 
     batch: int = Field(64, ge=1, description="images whose statistics are taken together")
     augmentation: UseAugmentation = named("crop_flip_roll")
-    shards: int = Field(1, ge=1, description="parts of the data that are measured by themselves, then merged")
+    shards: int = Field(
+        1,
+        ge=1,
+        description="parts of the data that are measured by themselves, then merged; at most one a batch",
+    )
 
 
 class Synthesis(Section):
     """[recover] Optimising the images."""
 
-    ipc: int = Field(10, ge=1, description="images per class")
-    iterations: int = Field(1000, ge=0, description="steps; 0 keeps the initializer's images")
+    ipc: int = Field(10, ge=1, le=10**6, description="images per class")
+    iterations: int = Field(1000, ge=0, le=10**8, description="steps; 0 keeps the initializer's images")
     batch: int = Field(50, ge=1, description="images optimised together")
     batching: Literal["by_class", "one_class", "across_classes"] = Field(
         "by_class",
@@ -131,7 +135,7 @@ class Recipe(Section):
         json_schema_extra=NO_RESULT,
         description='by which students are trained (protocols/NAME), and ", changed" if not all of it holds',
     )
-    seed: int = Field(0, ge=0, description="all randomness derives from it")
+    seed: int = Field(0, ge=0, le=2**63, description="all randomness derives from it")
     data: UseDataset = named("digits")
     data_name: str = Field(
         "",

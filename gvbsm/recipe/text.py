@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gvbsm_registry import GvbsmError
+from gvbsm_registry.values import DEEPEST, too_deep
 
 TOKEN = re.compile(r"""(?<!\w)"(?:\\.|[^"\\])*"|(?<!\w)'[^']*'|.""", re.DOTALL)
 """A string as TOML writes it, or one character; an apostrophe within a word begins no string."""
@@ -40,8 +41,9 @@ class Setting(tuple[str, Any]):
 def parse_value(text: str) -> Any:
     """Return the TOML value that `text` spells, or `text` itself if it spells none."""
     try:
-        return tomllib.loads(f"value = {text}\n")["value"]
-    except (tomllib.TOMLDecodeError, KeyError, RecursionError):
+        value = tomllib.loads(f"value = {text}\n")["value"]
+        return text if too_deep(value) else value
+    except (ValueError, KeyError, RecursionError):  # ValueError: integers of thousands of digits, too
         return text
 
 
@@ -68,6 +70,8 @@ def parse_setting(text: str) -> Setting:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise GvbsmError(f"--set {text}: is not KEY=VALUE; write for example synthesis.iterations=500")
+    if key.count(".") > DEEPEST:
+        raise GvbsmError(f"--set {text[:40]}…: no key of a recipe has so many parts; 'gvbsm run --help'")
     return Setting(key.strip(), parse_value(value), f"--set {text}")
 
 

@@ -17,6 +17,7 @@ from gvbsm.runtime.asking import built
 from gvbsm.runtime.data import Data
 from gvbsm.runtime.units import Unit
 from gvbsm.stages import STAGES, evaluate, image_sets, measure, pretrain, real_images, relabel, synthesize
+from gvbsm.stages.training import batches_of
 from gvbsm_registry import Backbone, Initializer, Matcher, Registry
 
 
@@ -110,7 +111,8 @@ class Plan:
             inputs = {"backbone": unit}
             whole = Unit("measure", unit.name, "statistics", measure.measure_backbone, options, inputs)
             folder = self.store / "statistics"
-            planned.append(measure.split_into_shards(whole.stored_in(folder), section.shards, folder))
+            shards = min(section.shards, batches_of(len(self.data.train), section.batch))
+            planned.append(measure.split_into_shards(whole.stored_in(folder), shards, folder))
         return planned
 
     def _to_measure(self, backbone: Backbone) -> tuple[list[Matcher], list[Matcher]]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from gvbsm.recipe.loading import read_tables
+from gvbsm.recipe.composing import look_up, read_tables
 from gvbsm.recipe.schema import Section
 from gvbsm.sweeps.running import Axis, Overrides, Sweep, product, short_name, value_name, without_random
 from gvbsm_registry import GvbsmError, Registry
@@ -70,8 +70,8 @@ def load(
     if source in registry.recipes():  # a recipe wins over a sweep of the same name
         return None
     name = SHIPPED + source
-    path = registry.recipe(name) if name in registry.recipes() else Path(source).expanduser()
-    if not path.is_file():
+    path, there = look_up(registry.recipe(name) if name in registry.recipes() else source)
+    if not there:
         return None
     tables = read_tables(path)
     if "vary" not in tables:

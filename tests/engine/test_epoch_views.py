@@ -94,9 +94,9 @@ def test_stored_views_come_back_equal(registry):
     assert {name: part.dtype for name, part in stored.items()} == {
         "crop": torch.float32,
         "flip": torch.bool,
-        "roll": torch.int16,
+        "roll": torch.int32,
         "partner": torch.int32,
-        "cutmix": torch.int16,
+        "cutmix": torch.int32,
     }
     images = randn(6, 1, 9, 9)
     for number, views in enumerate(epochs):

@@ -33,7 +33,7 @@ OVERRIDES = {
     "backbones.0.match_weight": st.floats(0, 100),
     "pretrain.schedule": st.sampled_from(["cosine", {"use": "cosine", "warmup": 0.25}]),
     "relabel.ensembler": st.sampled_from(["mean", "normalized"]),
-    "evaluation.seeds": st.lists(st.integers(-5, 5), min_size=1, max_size=4),
+    "evaluation.seeds": st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True),
     "evaluation.full_baseline": st.booleans(),
 }
 TABLES = {

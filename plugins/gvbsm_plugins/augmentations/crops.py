@@ -26,7 +26,7 @@ class WholeImage(Augmentation):
 
 class _FlipRoll(Augmentation):
     flip: float = Field(0.5, ge=0, le=1, description="chance that an image is mirrored left and right")
-    roll: int = Field(0, ge=0, description="largest cyclic shift along both axes, in pixels")
+    roll: int = Field(0, ge=0, le=10**6, description="largest cyclic shift along both axes, in pixels")
     per_image: bool = Field(False, description="draw a shift for every image, not one for the batch")
 
     def flips(self, count: int, generator: Generator) -> Tensor:
@@ -49,7 +49,7 @@ class CropFlipRoll(_FlipRoll):
 
     name = "crop_flip_roll"
 
-    padding: int = Field(4, ge=0, description="pixels added on each side before cropping")
+    padding: int = Field(4, ge=0, le=10**6, description="pixels added on each side before cropping")
 
     def draw(self, count: int, image_size: int, generator: Generator, progress: float = 1.0) -> View:
         import torch

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from gvbsm_plugins.backbones import checkpoints, surgery
 from gvbsm_registry import Backbone, GvbsmError
+from gvbsm_registry.values import absolute
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -25,6 +27,11 @@ class WeightedBackbone(Backbone):
 
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     """Beginnings of keys that a file may hold beside the module's (parts used in training only)."""
+
+    @field_validator("weights")
+    @classmethod
+    def _found_from_everywhere(cls, weights: str | None) -> str | None:
+        return weights if weights in (None, DEFAULT) else str(absolute(Path(weights or "")))
 
     @abstractmethod
     def fresh(self, classes: int, image_size: int, channels: int) -> Module:

@@ -6,19 +6,29 @@ from abc import ABC
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationInfo, field_validator
+
+from gvbsm_registry.values import settled
 
 
 class Component(BaseModel, ABC):
-    """Base of all kinds. `kind` is set by the kind, `name` by the component."""
+    """Base of all kinds. `kind` is set by the kind, `name` by the component.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    Options that are paths are absolute; numbers are finite, and at most 10¹² unless a field says otherwise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     kind: ClassVar[str] = ""
     name: ClassVar[str] = ""
 
     # whose it is, if it was named so ("DISTRIBUTION:NAME") and its bare name means another component
     _distribution: str = PrivateAttr("")
+
+    @field_validator("*")
+    @classmethod
+    def _settled(cls, value: Any, info: ValidationInfo) -> Any:
+        return settled(cls, info.field_name, value)
 
     @property
     def full_name(self) -> str:

@@ -6,7 +6,8 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from gvbsm_registry.kinds.component import Component
 
@@ -33,6 +34,19 @@ class Dataset(Component):
         min_length=1,
         description="classes that are used, by name or number, in this order; default: all",
     )
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _pixels_keep_apart(
+        cls, values: tuple[float, ...] | None, info: ValidationInfo
+    ) -> tuple[float, ...] | None:
+        """With a deviation of 0 or below, or one of 10³⁰⁸, images would be all white, or all alike."""
+        lowest = 0.001 if info.field_name == "std" else -1000
+        if values is not None and not all(lowest <= value <= 1000 for value in values):
+            raise PydanticCustomError(
+                "gvbsm", "must be numbers from {lowest} to 1000", {"lowest": f"{lowest:g}"}
+            )
+        return values
 
     @abstractmethod
     def open(self, split: Literal["train", "test"], cache: Path) -> Split:
