@@ -16,7 +16,7 @@ from gvbsm.recipe.schema import Recipe
 from gvbsm.report import after_run
 from gvbsm.report.gather import ReportInputs, StoredBackbone
 from gvbsm.results.finished import FinishedRun
-from gvbsm.results.records import with_protocol, write_records
+from gvbsm.results.records import SET_KEY, with_protocol, write_records
 from gvbsm.runtime import distributed
 from gvbsm.runtime.asking import check_logits
 from gvbsm.runtime.context import Context
@@ -172,8 +172,14 @@ def run_stages(opened: Run, until: str = "evaluation") -> None:
         if stage == "pretrain":
             check_accuracies(plan.networks, data, plan.recipe.pretrain.min_accuracy)
     if until == "evaluation":
-        records = [unit.read().meta["record"] for unit in plan.students]
-        write_records(plan.out, [with_protocol(record, plan.recipe.protocol) for record in records])
+        write_records(plan.out, [_record(unit, plan.recipe.protocol) for unit in plan.students])
+
+
+def _record(student: Unit, protocol: str) -> dict[str, Any]:
+    record = with_protocol(student.read().meta["record"], protocol)
+    for images in student.input_list("images"):
+        record[SET_KEY] = images.key
+    return record
 
 
 def tidy(out: Path, store: Path) -> None:

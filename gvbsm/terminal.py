@@ -15,8 +15,8 @@ def text_of(table: Table, width: int = WIDTH) -> str:
     """Return a table as plain text."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(table, markup=False)
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, markup=False, emoji=False)
+    console.print(table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().rstrip()
 

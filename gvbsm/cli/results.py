@@ -97,6 +97,8 @@ def sweep_command(
         raise GvbsmError(f"{recipe}: is not a sweep file; give --vary KEY=V,V or one of the sweeps: {names}")
     if sweep is not None and varied:
         raise GvbsmError("--vary: a sweep file says what is varied; give --vary with a recipe instead")
+    if sweep is None and other is not None:
+        raise GvbsmError("--recipe: is for sweep files; a recipe that is varied is given as RECIPE itself")
     sweep = sweep or vary(recipe, varied, overrides, seeds)
     _run_sweep(sweep, out or _below("sweep", recipe), where, registry)
 
@@ -164,10 +166,13 @@ def report_command(outs: tuple[Path, ...], to: Path | None, store: str | None, d
 @runs_argument
 def scores_command(outs: tuple[Path, ...]) -> None:
     """Print DD-Ranking's label-robust and augmentation-robust scores of run folders."""
-    from gvbsm.results.records import read_records
+    from gvbsm.results.finished import current_records
     from gvbsm.results.tables import score_table
 
-    click.echo(score_table({out.resolve().name: read_records(out) for out in outs}).text())
+    names = [out.resolve().name for out in outs]
+    told = [name if names.count(name) == 1 else str(out) for name, out in zip(names, outs, strict=True)]
+    tables = {name: current_records(out) for name, out in zip(told, outs, strict=True)}
+    click.echo(score_table(tables).text())
 
 
 @click.command("export")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from gvbsm.recipe.loading import read_tables
 from gvbsm.results.card import PICTURES, card, examples
-from gvbsm.results.records import FILE, read_records
+from gvbsm.results.records import FILE, SET_KEY, read_records
 from gvbsm_registry import Artifact, GvbsmError
-from gvbsm_registry.artifacts import read, replacing, write_text
+from gvbsm_registry.artifacts import peek, read, replacing, write_text
 
 IMAGES = "images.safetensors"
 
@@ -71,18 +71,41 @@ class FinishedRun:
 
     @cached_property
     def baseline(self) -> tuple[Tensor, Tensor] | None:
-        path = self.folder / "baselines" / "random" / IMAGES
-        if not path.is_file():
+        path = self._path("random")
+        if not path.is_file() or not self.recipe.get("evaluation", {}).get("random_baseline", True):
             return None
-        tensors = read(path, "distilled").tensors
-        return tensors["images"], tensors["labels"]
+        found = read(path, "distilled")
+        ours, theirs = (
+            [meta.get("ipc"), meta.get("provenance", {}).get("seed")] for meta in (self.meta, found.meta)
+        )  # a baseline of earlier options is none of this set
+        return (found.tensors["images"], found.tensors["labels"]) if ours == theirs else None
+
+    def _path(self, name: str) -> Path:
+        return self.folder / ("distilled" if name == "distilled" else f"baselines/{name}") / IMAGES
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
-        return read_records(self.folder) if (self.folder / FILE).exists() else []
+        found = read_records(self.folder) if (self.folder / FILE).exists() else []
+        return [record for record in found if self._is_of_these_images(record)]
+
+    def _is_of_these_images(self, record: dict[str, Any]) -> bool:
+        """Tell whether a record's student saw the images that are there now, as far as it says."""
+        path, key = self._path(record["set"]), record.get(SET_KEY)
+        return not key or not path.is_file() or peek(path)["key"] == key
 
     def write_card(self, destination: Path, opening: str, front: str = "") -> None:
         text = front + card(self, opening)
         with replacing(destination / PICTURES) as temporary:
             temporary.write_bytes(examples(self.images, self.labels))
         write_text(destination / "README.md", text)
+
+
+def current_records(folder: Path) -> list[dict[str, Any]]:
+    """Return a run's records; raises GvbsmError if there are none of the images that are there now."""
+    found = read_records(folder)
+    kept = FinishedRun(folder).records
+    if found and not kept:
+        raise GvbsmError(
+            f"{folder / FILE}: is about other images than those beside it; run 'gvbsm evaluation {folder}'"
+        )
+    return kept

@@ -21,6 +21,8 @@ SCHEMA: Literal[2] = 2
 FILE = "results.json"
 COLUMNS = ["set", "labels", "augmented", "ipc", "student", "seed", "top1", "best_top1", "epochs"]
 COLUMNS += ["image_bytes", "label_bytes", "protocol_name"]
+SET_KEY = "set_key"
+"""What records call the key of the image set that a student was trained on."""
 OWN_PROTOCOL = "own"
 """What records call a protocol that has no name."""
 
@@ -41,6 +43,7 @@ class _Record(BaseModel):
     image_bytes: int
     label_bytes: int
     protocol_name: str = ""
+    set_key: str = ""
     per_class: list[float | None] = []
     point: dict[str, Any] = {}
 

@@ -86,7 +86,7 @@ def _title(records: Sequence[Record]) -> str:
     return f"Top-1 on the real test split{protocol}"
 
 
-def score_table(runs: dict[str, Sequence[Record]]) -> Table:
+def score_table(runs: Mapping[str, Sequence[Record]]) -> Table:
     """Return DD-Ranking's scores by run, student and images per class."""
     rows = [
         [

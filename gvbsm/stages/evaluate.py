@@ -25,6 +25,7 @@ from gvbsm.stages.training import (
     Loss,
     accuracy,
     batches_of,
+    diverging,
     fit,
     fit_real,
     hard_loss,
@@ -72,11 +73,12 @@ def train_student(context: Context, unit: Unit) -> Payload:
     module = context.build(student)
     order = generator_of("order", seed)
     dataset = None if unit.options["set"] == "full" else open_set(context, unit)
-    curve, predicted, labels = (
-        _train_on_all(context, unit, module, order)
-        if dataset is None
-        else _train_on_set(context, unit, dataset, module, order)
-    )
+    with diverging(unit, "evaluation" if dataset else "pretrain"):
+        curve, predicted, labels = (
+            _train_on_all(context, unit, module, order)
+            if dataset is None
+            else _train_on_set(context, unit, dataset, module, order)
+        )
     cells, per_class = confusion(predicted, labels, len(context.data.classes))
     record = {**_record(context, unit, dataset, student, curve), "per_class": per_class}
     tensors = {

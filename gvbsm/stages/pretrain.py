@@ -15,7 +15,7 @@ from gvbsm.runtime.context import Context
 from gvbsm.runtime.data import Data
 from gvbsm.runtime.seeds import seed_of
 from gvbsm.runtime.units import Payload, Unit
-from gvbsm.stages.training import fit_real, top1
+from gvbsm.stages.training import diverging, fit_real, top1
 from gvbsm_registry import Backbone, GvbsmError, Member, Registry
 from gvbsm_registry.artifacts import peek
 
@@ -37,8 +37,9 @@ def train_backbone(context: Context, unit: Unit) -> Payload:
     def progress(done: int, total: int) -> None:
         context.reporter.progress(f"pretrain {unit.name}", done, total)
 
-    fit_real(context, section, module, torch.Generator().manual_seed(seed), progress)
-    reached = top1(context, module)
+    with diverging(unit, "pretrain"):
+        fit_real(context, section, module, torch.Generator().manual_seed(seed), progress)
+        reached = top1(context, module)
     normalization = context.data.normalization
     meta: dict[str, Any] = {
         "classes": list(context.data.classes),

@@ -106,6 +106,11 @@ def _optimised(context: Context, units: Sequence[Unit]) -> list[Payload]:
             log_every=units[0].how["log_every"],
         )
         images = _run(context, units, loop)
+    if not bool(images.isfinite().all()):
+        raise GvbsmError(
+            f"synthesis {units[0].name}: the images are not finite at the end; change the schedule, the "
+            "parameterization or the initializer that makes them so, or lower synthesis.learning_rate"
+        )
     parts = context.data.normalization.quantize(images).split(len(starts[0]))
     return [
         (dict(zip(("images", "labels", "ranks"), (part, *place), strict=True)), _meta(context))

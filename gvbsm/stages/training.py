@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,14 +15,31 @@ from gvbsm.runtime import distributed
 from gvbsm.runtime.asking import built_optimizer, drawn
 from gvbsm.runtime.context import Context
 from gvbsm.runtime.rates import rate_factor, set_rates
+from gvbsm_registry import GvbsmError
 
 if TYPE_CHECKING:
     from gvbsm.recipe.schema import Pretrain
+    from gvbsm.runtime.units import Unit
     from gvbsm_registry import Augmentation, Schedule, View
 
 TEST_BATCH = 500
 Loss = Callable[[Tensor], Tensor]
 Batch = tuple[Tensor, Loss]
+
+
+class DivergedError(GvbsmError):
+    """A network is not one any more: its weights, or its logits, are not finite."""
+
+
+@contextmanager
+def diverging(unit: Unit, table: str) -> Iterator[None]:
+    """Tell, of a unit's network that diverges, which and by what keys of the recipe's `table`."""
+    try:
+        yield
+    except DivergedError as error:
+        raise GvbsmError(
+            f"{unit.stage} {unit.name}: {error}; lower {table}.learning_rate, or the weight decay"
+        ) from error
 
 
 def fit(
@@ -39,7 +57,8 @@ def fit(
     batches(epoch): yields `steps` times (images, loss function of the logits), of this process's part of each
     batch where several train together (see `gvbsm.runtime.distributed`). The learning rate follows `schedule`
     step by step. on_step() is called after every step; after(epoch, mean loss) at the end of every epoch,
-    with the module in evaluation mode. Raises GvbsmError if the schedule gives what is not a factor.
+    with the module in evaluation mode. Raises GvbsmError if the schedule gives what is not a factor, and
+    DivergedError if the weights after an epoch are not finite.
     """
     if epochs == 0:  # there is nothing to wrap for several processes
         return
@@ -58,6 +77,8 @@ def fit(
             on_step()
             total = total + loss.detach().cpu()
         trained.eval()
+        if not all(bool(weights.isfinite().all()) for weights in module.state_dict().values()):
+            raise DivergedError(f"training has diverged in epoch {epoch + 1}: weights are not finite")
         after(epoch, float(total) / max(steps, 1))
 
 
@@ -145,10 +166,18 @@ def hard_loss(labels: Tensor, batch: int) -> Loss:
 
 @torch.no_grad()
 def test(context: Context, module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return (predicted classes, labels), int64 [N] on the CPU, of the real test split."""
+    """Return (predicted classes, labels), int64 [N] on the CPU, of the real test split.
+
+    Raises DivergedError if logits are not finite: their largest means nothing.
+    """
     split = context.data.test
     parts = torch.arange(len(split)).split(TEST_BATCH)
-    predicted = [module(images).argmax(1).cpu() for images, _ in context.batches(split, parts)]
+    predicted = []
+    for images, _ in context.batches(split, parts):
+        logits = module(images)
+        if not bool(logits.isfinite().all()):
+            raise DivergedError("training has diverged: logits of test images are not finite")
+        predicted.append(logits.argmax(1).cpu())
     return torch.cat(predicted), split.labels.cpu()
 
 

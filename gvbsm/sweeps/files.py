@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from gvbsm.recipe.composing import look_up, read_tables
@@ -22,9 +22,9 @@ S = TypeVar("S", bound=Section)
 class _Axis(Section):
     """[[vary]] One or several keys that are set to each of the values in turn."""
 
-    key: str | tuple[str, ...]
+    key: str | Annotated[tuple[str, ...], Field(min_length=1)]
     values: tuple[Any, ...] = Field(min_length=1)
-    labels: tuple[Any, ...] | None = None
+    labels: tuple[StrictBool | StrictInt | StrictFloat | StrictStr, ...] | None = None
     name: str | None = None
 
     @model_validator(mode="after")

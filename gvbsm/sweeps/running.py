@@ -45,6 +45,7 @@ class Sweep:
     """A recipe (name or path), what is set for all points, the points, and the recipe seeds of each.
 
     description: what it is, in one sentence; reproduces: the published table that it repeats, if any.
+    implied: a key that some points set by themselves, and that may be set for the others.
     """
 
     recipe: str
@@ -53,6 +54,7 @@ class Sweep:
     seeds: tuple[int | None, ...] = (None,)
     description: str = ""
     reproduces: str = ""
+    implied: str = ""
 
     @property
     def title(self) -> str:
@@ -69,6 +71,7 @@ def run(sweep: Sweep, out: Path, registry: Registry, **where: Any) -> list[dict[
     """
     check_folder(out, "--out")
     check_sweep_folder(out, FILES)
+    _check_points(sweep)
     records = []
     for point, seed in itertools.product(sweep.points, sweep.seeds):
         chosen = [*sweep.overrides, *point.overrides, *([] if seed is None else [("seed", seed)])]
@@ -84,6 +87,25 @@ def run(sweep: Sweep, out: Path, registry: Registry, **where: Any) -> list[dict[
             recipe_seed = {} if seed is None else {"recipe_seed": seed}
             records.append({**record, **recipe_seed, "point": point.labels, "folder": folder.name})
     return write_records(out, records, description=sweep.description, reproduces=sweep.reproduces)
+
+
+def _check_points(sweep: Sweep) -> None:
+    """Raise GvbsmError if a point or a seed is there twice, or a key is both varied and set for all.
+
+    What is there twice would be counted as two seeds, and of two values for one key one would be ignored.
+    """
+    made = [point.overrides for point in sweep.points]
+    twice = next((point for at, point in enumerate(sweep.points) if made.index(point.overrides) < at), None)
+    if twice is not None:
+        told = ", ".join(f"{name} {value}" for name, value in twice.labels.items())
+        raise GvbsmError(f"{told}: is given twice; give each setting once")
+    if len(set(sweep.seeds)) < len(sweep.seeds):
+        raise GvbsmError(f"--seed: {', '.join(map(str, sweep.seeds))}: a seed is given twice; give each once")
+    varied = {key for point in sweep.points for key, _ in point.overrides} - {sweep.implied}
+    seeded = {"seed"} if sweep.seeds != (None,) else set()
+    common = {key for key, _ in sweep.overrides}
+    for key in sorted((common & (varied | seeded)) | (varied & seeded)):
+        raise GvbsmError(f"{key}: is varied, and set for all settings, too; leave one of the two out")
 
 
 def expand_all(recipe: str, registry: Registry, overrides: Overrides) -> Overrides:
@@ -122,10 +144,20 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
 
 
 def product(axes: Iterable[Axis]) -> list[Point]:
-    """Return the points of all combinations of axes."""
+    """Return the points of all combinations of axes; those of one name are called by their keys.
+
+    Raises GvbsmError if two axes set one key, or have one name given to them.
+    """
+    given = list(axes)
+    names = [name for name, *_ in given]
+    called = [name if names.count(name) == 1 else keys[0] for name, keys, *_ in given]
+    for what in (called, [key for _, keys, *_ in given for key in keys]):
+        if len(set(what)) < len(what):
+            twice = next(each for each in what if what.count(each) > 1)
+            raise GvbsmError(f"{twice}: is varied twice; give it once, with all its values")
     chosen = [
         [(name, keys, value, label) for value, label in zip(values, labels, strict=True)]
-        for name, keys, values, labels in axes
+        for name, (_, keys, values, labels) in zip(called, given, strict=True)
     ]
     return [
         Point(
@@ -143,16 +175,9 @@ def short_name(key: str) -> str:
 
 def vary(recipe: str, varied: Sequence[str], overrides: Overrides, seeds: Sequence[int]) -> Sweep:
     """Return the sweep of `gvbsm sweep RECIPE --vary KEY=V,V …`; raises GvbsmError for a wrong axis."""
-    parsed = [parse_vary(text) for text in varied]
-    names = [short_name(key) for key, _ in parsed]
     axes = [
-        (
-            short_name(key) if names.count(short_name(key)) == 1 else key,
-            [key],
-            values,
-            list(map(value_name, values)),
-        )
-        for key, values in parsed
+        (short_name(key), [key], values, list(map(value_name, values)))
+        for key, values in map(parse_vary, varied)
     ]
     return Sweep(recipe, product(axes), without_random(overrides), tuple(seeds) or (None,))
 
@@ -193,7 +218,7 @@ def compare(
     if not points:
         raise GvbsmError("nothing to compare; give --initializer NAME or --distilled NAME, more than once")
     common = [("evaluation.distilled_hard", True), *without_random(overrides)]
-    return Sweep(recipe, points, common, tuple(seeds) or (None,))
+    return Sweep(recipe, points, common, tuple(seeds) or (None,), implied="synthesis.iterations")
 
 
 def without_random(overrides: Overrides) -> Overrides:

@@ -241,7 +241,7 @@ def test_a_schedule_that_gives_no_factor_is_blamed_by_name(value):
     with pytest.raises(
         GvbsmError, match=rf"^schedule 'fixed' of .* returned {value!r} at step 0 of 6; .* 0 or more"
     ):
-        fit_ones(Fixed(value=value), 2, 3)
+        fit_ones(Fixed().model_copy(update={"value": value}), 2, 3)
 
 
 def test_averaged_weights_are_tested_with_the_students_own_buffers(make_run):

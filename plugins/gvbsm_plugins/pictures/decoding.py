@@ -63,6 +63,8 @@ def _convert(picture: Image.Image, channels: int) -> Image.Image:
     if picture.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("has 32 bits a pixel, of which no number is white; convert it to 8 or 16 bits")
     return picture.convert("RGB" if channels == 3 else "L")
 
 

@@ -36,8 +36,21 @@ def printable(name: str) -> str:
 def class_folders(folder: Path) -> dict[str, str]:
     """Return class name → folder name, sorted by class name, for the folders directly in `folder`."""
     with _scan(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    return dict(sorted((printable(name), name) for name in names))
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
+    pairs = sorted((printable(name), name) for name in names)
+    classes = dict(pairs)
+    if len(classes) < len(pairs):
+        twice = next(shown for shown, name in pairs if classes[shown] != name)
+        raise GvbsmError(f"{folder}: two class folders are called {twice!r} as text; rename one of them")
+    return classes
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder or leads to one; a link that leads in a circle does not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def image_files(folder: Path) -> list[bytes]:
