@@ -101,12 +101,16 @@ def component_page(name: str, registry: Registry) -> str:
             f"{component.kind} {component.name}, from {registry.owner(component).owner}",
             inspect.getdoc(component) or "",
             text_of(options) if component.model_fields else "It has no options.",
-            f"A {kind.kind} (contract {CONTRACT_VERSION}): {inspect.getdoc(kind)}",
+            f"{_article(kind.kind)} {kind.kind} (contract {CONTRACT_VERSION}): {inspect.getdoc(kind)}",
             textwrap.indent(contract, "    "),
             "In a recipe:" if _places(component.kind) else "On the command line:",
             textwrap.indent(snippet(component), "    "),
         ]
     )
+
+
+def _article(word: str) -> str:
+    return "An" if word[0] in "aeiou" else "A"
 
 
 def snippet(component: type[Component]) -> str:

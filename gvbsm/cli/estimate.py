@@ -45,7 +45,7 @@ def estimate_command(
     as_json: bool,
     **data: Any,
 ) -> None:
-    """Say what a run of RECIPE will take: time, memory and bytes of every stage.
+    """Say what a run of RECIPE (by default `digits`) will take: time, memory and bytes of every stage.
 
     A few steps of each stage are timed on untrained backbones. For a data set that is not at hand give
     --images, --classes and --image-size: noise stands in for it, and reading and decoding files is left out.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,8 +53,27 @@ def main(context: click.Context, no_plugins: bool) -> None:
     """Condense an image data set into a few synthetic images per class."""
     # Threads that wait by spinning make small networks many times slower where anything else runs, too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    context.with_resource(_warnings_as_lines())
     if no_plugins:
         context.with_resource(_built_in_only())
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Show warnings that are meant for users without the line of code that they come from."""
+    before = warnings.formatwarning
+
+    def as_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        whole = before(message, category, filename, lineno, line)
+        return f"warning: {message}\n" if category is UserWarning else whole
+
+    warnings.formatwarning = as_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextmanager

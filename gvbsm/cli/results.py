@@ -59,7 +59,8 @@ def compare_command(
 ) -> None:
     """Compare coresets, and sets distilled from different starts, on one recipe in one table.
 
-    What exists below --out is reused, so the same command goes on after an interruption.
+    RECIPE is by default `digits`. What exists below --out is reused, so the same command goes on after an
+    interruption.
     """
     from gvbsm.sweeps.running import compare
 

@@ -19,7 +19,8 @@ from gvbsm.stages import STAGES
 def run_command(
     recipe: str, out: Path | None, overrides: list[tuple[str, Any]], where: dict[str, Any]
 ) -> None:
-    """Run a recipe from data to accuracies; RECIPE is a name (see `gvbsm recipes`) or a file.
+    """Run a recipe from data to accuracies; RECIPE is a name (see `gvbsm recipes`) or a
+    file; without one it is `digits`.
 
     Run again to go on after an interruption: finished work is reused.
     """
@@ -62,7 +63,7 @@ def stage_command(name: str, text: str) -> click.Command:
 
 @click.command("recipes")
 def recipes_command() -> None:
-    """List the recipes that can be run by name."""
+    """List the recipes, and the sets, methods, protocols and sweeps, with what each is."""
     from gvbsm.results.tables import recipe_listing
 
     click.echo(recipe_listing(load_plugins()))

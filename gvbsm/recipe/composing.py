@@ -37,6 +37,9 @@ def find(source: str | Path, registry: Registry) -> Path:
         return path
     if path.suffix == ".toml" or path.is_absolute():
         raise GvbsmError(f"recipe {path}: no such file; 'gvbsm recipes' lists the shipped ones")
+    for layer, folder in LAYERS.items():
+        if f"{folder}/{name}" in registry.recipes():
+            raise GvbsmError(f"{name!r} is a {layer}; lay it over a recipe: digits --{layer} {name}")
     return registry.recipe(name)
 
 

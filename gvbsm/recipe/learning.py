@@ -50,7 +50,8 @@ class Relabel(Section):
     )
     batch_norm: Literal["running", "batch"] = Field(
         "running",
-        description="statistics of the teachers' BatchNorm: running ones, or those of each labelled batch",
+        description="statistics of the teachers' BatchNorm; running: the running ones; batch: those of "
+        "each labelled batch",
     )
     epochs: int = Field(300, ge=1, le=MOST_EPOCHS, description="epochs of views")
     batch: int = Field(100, ge=1, description="views labelled, and mixed with each other, together")
@@ -64,8 +65,9 @@ class Relabel(Section):
     codec: UseCodec = named("fp16")
     pruning: Literal["epochs", "batches", "classes"] = Field(
         "epochs",
-        description="what is kept of the labels: the first epochs, which students see in turn; random "
-        "batches, which students train on in random order; or random views of each class",
+        description="what is kept of the labels; epochs: the first epochs, which students see in turn; "
+        "batches: random batches, which students train on in random order; classes: random views of each "
+        "class",
     )
     keep_fraction: float = Field(1.0, gt=0, le=1, description="share of the labels that are made at all")
     epochs_per_file: int = Field(50, ge=1, json_schema_extra=NO_RESULT, description="epochs per file")

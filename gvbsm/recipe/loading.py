@@ -115,7 +115,8 @@ def _told(
     for key, line in renamed or validation_errors(error, Recipe):
         blamed = next((each for each in reversed(overrides) if _blamed(each, key)), None)
         if renamed:
-            own.append(f"{'.'.join(key)} {line}")
+            line = f"{'.'.join(key)} {line}"
+            theirs.append(f"{_blamed(blamed, key)}: {line}") if blamed else own.append(line)
         elif blamed is None:
             own.append(keyed(key, line))
         else:  # an option for a component says which it is, and --set the key

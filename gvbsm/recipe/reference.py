@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import typing
+
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gvbsm.recipe.schema import Recipe
+from gvbsm_registry import Used
 from gvbsm_registry.reference import default_text
 
 HEAD = """# Recipes
@@ -18,7 +21,8 @@ options, or just its name; `DISTRIBUTION:NAME` tells apart what several plugins 
 takes a name (`gvbsm recipes` lists them) or a path; options override it: `--ipc 1`,
 `--matcher bn --matcher conv_patch:patch_size=2` (exactly these matchers),
 `--set synthesis.matchers.0.momentum=0`. The resolved recipe, with every default written out, is kept in the
-run folder and reproduces the run.
+run folder and reproduces the run. `gvbsm plugins` lists the components, and
+`gvbsm plugins show NAME` the options of one.
 
 ```toml
 data = "digits"
@@ -58,9 +62,10 @@ ipc = 50
   `methods/` hold what a method says of `[synthesis]` and `[relabel]`, every component, since what is laid
   over a recipe takes nothing away. `protocols/` hold how views are labelled and students trained.
 - A method's recipe has a table `[method]` of facts, for `gvbsm methods` and its card: `title`, `what`,
-  `arxiv`, `year`, `status` (reproduced, partly, not), `why`, `notes`, and `ours`, a list of measured figures
-  (`data`, `ipc`, `student`, `top1`, `spread`, `labels`, `random`, `protocol`, `command`, `machine`, `date`);
-  and `[[published]]` figures. The first of each list is its headline.
+  `arxiv`, `year`, `status` (reproduced, partly, not), `why`, `needs` (what its command on digits needs beside
+  `--method`), `notes`, and `ours`, a list of measured figures (`data`, `ipc`, `student`, `top1`, `spread`,
+  `labels`, `random`, `protocol`, `command`, `machine`, `date`); and `[[published]]` figures. The first of
+  each list is its headline.
 - The resolved recipe remembers both names, as `method` and `protocol`. Where something laid over a protocol
   changes how students are trained, its name is followed by ", changed", unless that names the protocol anew.
 """
@@ -91,7 +96,14 @@ def _table(fields: dict[str, FieldInfo]) -> str:
 
 
 def _meaning(name: str, field: FieldInfo) -> str:
-    return (field.description or name.replace("_", " ")).replace("|", "\\|")
+    return (field.description or _link(name.replace("_", " "), field)).replace("|", "\\|")
+
+
+def _link(text: str, field: FieldInfo) -> str:
+    """Return `text`, with a link to the kind whose components stand in the field, if they do."""
+    inner = getattr(next(iter(typing.get_args(field.annotation)), None), "__metadata__", ())
+    kinds = [mark.kind.kind for mark in (*field.metadata, *inner) if isinstance(mark, Used)]
+    return f"[{text}](reference.md#{kinds[0]})" if kinds else text
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ class Synthesis(Section):
     schedule: UseSchedule = named("cosine")
     terms: tuple[UseTerm, ...] = named(("cross_entropy",))
     ema_init: Literal["first", "zero"] = Field(
-        "zero", description="running averages start at 0 (authors' code) or at the first batch's values"
+        "zero",
+        description="where running averages start; zero: at 0, as in the authors' code; first: at the first "
+        "batch's values",
     )
     matchers: tuple[UseMatcher, ...] = named(("bn", "conv_channel", "conv_patch"))
     regularizers: tuple[UseRegularizer, ...] = named(("dd",))
@@ -74,9 +76,12 @@ class Synthesis(Section):
     )
     compile: bool | Literal["auto"] = Field(
         "auto",
-        description="compile the step with what it records; auto: if there are steps enough to earn it back",
+        description="true or false: whether the step is compiled, with what it records; auto: if there are "
+        "steps enough to earn it back",
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the backbones' forward pass")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="fp32 or bf16: of the backbones' forward pass"
+    )
     checkpoint_minutes: float = Field(
         5.0,
         gt=0,

@@ -18,10 +18,13 @@ from gvbsm.recipe.schema import Published, Recipe, Section
 from gvbsm.results.tables import Table, escape
 from gvbsm_registry import GvbsmError, Registry, Used
 from gvbsm_registry.artifacts import write_text
-from gvbsm_registry.messages import format_validation_error
+from gvbsm_registry.messages import format_validation_error, unknown_name
+from gvbsm_registry.reference import default_text
 
 FOLDER = "methods/"
 CARDS = "docs/methods"
+REPRODUCED = {"reproduced": "yes", "partly": "partly", "not": "not yet"}
+"""How listings and cards tell a status."""
 BEGIN, END = "<!-- methods: made by python -m gvbsm.results.methods -->", "<!-- end of methods -->"
 
 
@@ -52,6 +55,7 @@ class Facts(Section):
         "not", description="whether its published figures were reached"
     )
     why: str = Field("", description="what the status rests on")
+    needs: str = Field("", description="what its command on `digits` needs beside `--method`")
     notes: tuple[str, ...] = Field((), description="paragraphs of its card")
     ours: tuple[Ours, ...] = Field((), description="figures that we measured; the first is its headline")
 
@@ -72,6 +76,8 @@ def read_method(name: str, registry: Registry) -> Method:
 
     Raises GvbsmError, naming the file, if there is none or it does not say what a method has to.
     """
+    if FOLDER + name not in registry.recipes():
+        raise GvbsmError(unknown_name("method", name, names(registry)))
     path = registry.recipe(FOLDER + name)
     tables = compose(path, registry)
     try:
@@ -102,7 +108,7 @@ def method_listing(registry: Registry) -> str:
             methods.append(read_method(name, registry))
         except GvbsmError as error:
             problems.append(str(error))
-    header = ["--method", "what it does", "paper", "year", "published", "ours", "status"]
+    header = ["--method", "what it does", "paper", "year", "published", "ours", "reproduced"]
     rows = [
         [method.name, f"{facts.title}: {facts.what}", facts.arxiv, str(facts.year), *_figures(method)]
         for method in in_order(methods)
@@ -112,11 +118,11 @@ def method_listing(registry: Registry) -> str:
 
 
 def _figures(method: Method) -> list[str]:
-    """Return the headlines of what is published and of ours, and the status."""
+    """Return the headlines of what is published and of ours, and whether the former were reached."""
     facts = method.facts
     published = [f"{row.top1:.1f} ({_place(row)})" for row in method.published[:1]]
     ours = [f"{_top1(row)} ({_place(row)})" for row in facts.ours[:1]]
-    return [*(published or ["–"]), *(ours or ["–"]), facts.status]
+    return [*(published or ["–"]), *(ours or ["–"]), REPRODUCED[facts.status]]
 
 
 def _place(row: Published | Ours) -> str:
@@ -129,7 +135,7 @@ def _top1(row: Ours) -> str:
 
 def readme_table(methods: Iterable[Method]) -> str:
     """Return the methods as a Markdown table, with links to their cards and papers."""
-    lines = ["| method | what it does | paper | published | ours | status |", "| --- " * 6 + "|"]
+    lines = ["| method | what it does | paper | published | ours | reproduced |", "| --- " * 6 + "|"]
     for method in in_order(methods):
         facts = method.facts
         cells = [
@@ -146,15 +152,19 @@ def _paper(facts: Facts) -> str:
     return f"[{facts.arxiv}](https://arxiv.org/abs/{facts.arxiv}), " if facts.arxiv else ""
 
 
+def _origin(facts: Facts) -> str:
+    return f"Paper: {_paper(facts)}{facts.year}" if facts.arxiv else f"Year: {facts.year}"
+
+
 def card(method: Method) -> str:
     """Return a method's card as Markdown."""
     facts = method.facts
     components, settings = _said(method.tables)
     parts = [
         f"# {escape(facts.title)}",
-        f"{escape(facts.what[:1].upper() + facts.what[1:])}. Paper: {_paper(facts)}{facts.year}.",
-        f"Status: **{facts.status}**" + (f": {escape(facts.why)}." if facts.why else "."),
-        f"    gvbsm run digits --method {method.name}",
+        f"{escape(facts.what[:1].upper() + facts.what[1:])}. {_origin(facts)}.",
+        f"Reproduced: **{REPRODUCED[facts.status]}**" + (f": {escape(facts.why)}." if facts.why else "."),
+        f"    gvbsm run digits --method {method.name} {facts.needs}".rstrip(),
         *facts.notes,
         "## What it uses",
         Table("", ["kind", "key", "components"], components).markdown(),
@@ -196,7 +206,7 @@ def _said(tables: Mapping[str, Any]) -> tuple[list[list[str]], list[list[str]]]:
             several = value if isinstance(value, list) else [value]
             components.append([kind, key, ", ".join(map(_component, several)) or "none"])
         else:
-            settings.append([key, str(value)])
+            settings.append([key, value if isinstance(value, str) else default_text(value)])
     return components, settings
 
 

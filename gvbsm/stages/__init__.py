@@ -6,7 +6,7 @@ Imports nothing, for `--help` lists the stages.
 STAGES = {
     "pretrain": "Train the backbones on the real data, or take given weights [squeeze].",
     "measure": "Record the real data's statistics.",
-    "synthesis": "Optimise the images until they produce these statistics [recover].",
+    "synthesis": "Optimise the images until they have the real data's statistics [recover].",
     "relabel": "Store the ensemble's soft labels.",
     "evaluation": "Train and test students.",
 }

@@ -105,13 +105,6 @@ def type_text(annotation: Any) -> str:
     return names.get(annotation) or getattr(annotation, "__name__", str(annotation)).lower()
 
 
-def methods(kind: type[Component]) -> Iterator[tuple[str, Callable[..., Any], bool]]:
-    """Yield (name, method, whether a component must define it) of what a kind asks for, in its order."""
-    for name, value in vars(kind).items():
-        if inspect.isfunction(value) and not name.startswith("_"):
-            yield name, value, name in kind.__abstractmethods__
-
-
 def signature(function: Callable[..., Any]) -> str:
     """Return `name(arguments) -> type`, with the types as they are written."""
     signature = inspect.signature(function)
@@ -140,10 +133,10 @@ class _Written:
 
 
 def contract(kind: type[Component]) -> list[tuple[str, str]]:
-    """Return (signature, docstring) of each method of a kind; those that may be left out say so."""
+    """Return (signature, docstring) of what a kind asks for, in its order; what may be left out says so."""
     return [
-        (signature(method), (inspect.getdoc(method) or "") + ("" if needed else "\n\nMay be left out."))
-        for _, method, needed in methods(kind)
+        (text, doc if re.split(r"\W", text)[0] in kind.__abstractmethods__ else f"{doc}\n\nMay be left out.")
+        for text, doc in members(kind)
     ]
 
 
@@ -171,7 +164,8 @@ def members(kind: type) -> Iterator[tuple[str, str]]:
             continue
         if isinstance(value, classmethod | staticmethod):
             value = value.__func__
-        if inspect.isfunction(value):
+        # pydantic puts a function of its own into a class with private attributes
+        if inspect.isfunction(value) and value.__module__ == kind.__module__:
             yield signature(value), inspect.getdoc(value) or ""
         elif isinstance(value, property | cached_property):
             getter: Any = value.fget if isinstance(value, property) else value.func

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import cli_helpers
@@ -117,3 +118,11 @@ def test_a_wrong_flag_is_a_usage_error() -> None:
     assert result.exit_code == 2
     assert "--matcher" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_warning_is_a_line_without_code() -> None:
+    with main.make_context("gvbsm", ["plugins"]) as context:
+        context.invoke(main.callback, no_plugins=False)
+        assert warnings.formatwarning("told", UserWarning, "a file", 1) == "warning: told\n"
+        assert "a file:1: Deprec" in warnings.formatwarning("of code", DeprecationWarning, "a file", 1)
+    assert "a file:1: User" in warnings.formatwarning("told", UserWarning, "a file", 1)

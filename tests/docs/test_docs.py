@@ -133,6 +133,8 @@ def test_the_reference_names_every_kind_hook_and_method() -> None:
             assert f"#### `{method}(self" in text
         for option in kind.model_fields:
             assert f"- `{option}`: " in text
+    assert "#### `joint -> bool`" in text
+    assert "init_private_attributes" not in text  # pydantic's
     for signature, _ in reference.hooks():
         assert f"### `{signature}`" in text
 

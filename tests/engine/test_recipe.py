@@ -165,6 +165,8 @@ def test_files_that_are_no_recipe(registry, tmp_path):
         loading.load(tmp_path / "none.toml", registry)
     with pytest.raises(GvbsmError, match="unknown recipe 'digit'; did you mean 'digits'"):
         loading.load("digit", registry)
+    with pytest.raises(GvbsmError, match=r"^'edc' is a method; lay it over a recipe: digits --method edc$"):
+        loading.load("edc", registry)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +278,13 @@ def test_several_keys_of_before_are_told_at_once(registry):
     message = r"synthesis\.loop is now called batching; relabel\.keep is now called keep_fraction$"
     with pytest.raises(GvbsmError, match=message):
         loading.make(tables, registry, "here")
+
+
+def test_a_key_of_before_that_was_typed_is_blamed_on_its_option(registry):
+    with pytest.raises(
+        GvbsmError, match=r"^--set relabel\.keep=1: relabel\.keep is now called keep_fraction$"
+    ):
+        loading.load("digits", registry, [options.parse_setting("relabel.keep=1")])
 
 
 BN = {"use": "bn", "rech": 2}

@@ -21,6 +21,7 @@ arxiv = "2001.00001"
 year = 2020
 status = "reproduced"
 why = "it was easy"
+needs = "--ipc 2"
 notes = ["A paragraph."]
 
 [[method.ours]]
@@ -81,14 +82,15 @@ def test_every_method_says_what_it_is(registry: Registry) -> None:
 def test_a_method_is_one_file(with_mine: Registry) -> None:
     method = methods.read_method("mine", with_mine)
     listing = " ".join(methods.method_listing(with_mine).replace("│", " ").split())
-    for text in ("M_1: does", "2001.00001", "90.0 (digits,", "90.1 ± 0.4", "reproduced"):
+    for text in ("M_1: does", "2001.00001", "90.0 (digits,", "90.1 ± 0.4", "yes"):
         assert text in listing
     assert "methods/wrong.toml: [method] or [[published]]:" in listing
     text = methods.card(method)
     for line in (
         "# M\\_1",
         "A paragraph.",
-        "Status: **reproduced**: it was easy.",
+        "Reproduced: **yes**: it was easy.",
+        "    gvbsm run digits --method mine --ipc 2",
         "| optimizer | synthesis.optimizer | sgd (momentum 0.5) |",
         "| matcher | synthesis.matchers | bn (weight 0.5), conv\\_channel |",
         "| callback | synthesis.callbacks | none |",
@@ -121,7 +123,7 @@ def test_what_a_method_says_is_checked(
 
 
 def test_no_method_and_no_marks(registry: Registry) -> None:
-    with pytest.raises(GvbsmError, match="unknown recipe 'methods/gvbsn'"):
+    with pytest.raises(GvbsmError, match="unknown method 'gvbsn'; did you mean 'gvbsm'"):
         methods.read_method("gvbsn", registry)
     with pytest.raises(GvbsmError, match="has no table of methods"):
         methods.documents([], "text")

@@ -57,7 +57,11 @@ class Dataset(Component):
 
 
 class Initializer(Component):
-    """The images before step 0. With zero iterations they are the result (the coreset baselines)."""
+    """The images before step 0. With zero iterations they are the result (the coreset baselines).
+
+    The class attribute `uses_networks = False` says that it asks `source` for no committee, features or
+    backbone; no network is trained for it then.
+    """
 
     kind = "initializer"
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Population(Component):
-    """Which networks a step looks through, and what happens to them after it."""
+    """Which networks a step looks through, and what happens to them after it.
+
+    With the class attribute `separable = False` the whole set is one image batch.
+    """
 
     kind = "population"
 

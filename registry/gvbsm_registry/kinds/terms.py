@@ -40,7 +40,11 @@ class Activation(Protocol):
 
 
 class Term(Component):
-    """A summand of the loss that images are optimised for."""
+    """A summand of the loss that images are optimised for.
+
+    The class attribute `separable = False` says that the term of many images is not the sum of those of
+    their image batches; the whole set is one image batch then.
+    """
 
     kind = "term"
 
