@@ -252,7 +252,7 @@ class _Estimate:
     def _evaluate(self) -> Cost:
         cost, section = Cost("evaluation"), self.recipe.evaluation
         tests = -(-section.epochs // section.test_every)
-        for unit in self.trial.plan.students:
+        for unit in self.trial.students:
             student = self.trial.context.create(Backbone, unit.options["student"])
             one = Cost("evaluation")
             if unit.options["set"] == "full":

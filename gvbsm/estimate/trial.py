@@ -93,6 +93,17 @@ class Trial:
         sets = {"distilled": self.pictures, "random": self.pictures}
         self.plan = Plan(self.recipe, part, registry, folder / "out", folder / "store", sets)
 
+    @property
+    def students(self) -> list[Unit]:
+        """The plan's students; there is one set of pictures, so that all of them take its labels."""
+        plan = self.plan
+        return [
+            replace(unit, inputs={**unit.inputs, "labels": tuple(plan.labels["distilled"])})
+            if unit.input_list("labels")
+            else unit
+            for unit in plan.students
+        ]
+
     def timed(self, *units: Unit) -> list[float]:
         """Do units' work; return the seconds from its start to its first step, and between its steps."""
         self.reporter.restart()
