@@ -16,7 +16,7 @@ from gvbsm.runtime.rates import rate_factor
 from gvbsm.synthesis.images import BatchState, LearntImages
 from gvbsm.synthesis.networks import BackboneStock
 from gvbsm.synthesis.step import BatchStep, JointStep
-from gvbsm_registry import Matcher, Memory, Network, OpenPopulation, Source
+from gvbsm_registry import GvbsmError, Matcher, Memory, Network, OpenPopulation, Source
 
 LOSS = "a float scalar that is differentiable in step.images"
 OPEN = "a gvbsm_registry.OpenPopulation"
@@ -138,8 +138,13 @@ class SynthesisLoop:
         rate = section.learning_rate * rate_factor(section.schedule, step, steps)
         seen = [BatchStep(joint, batch) for batch in range(joint.batches)]
         terms = self._losses(joint, seen)
-        total = torch.stack(list(terms.values())).sum()
-        gradients = torch.autograd.grad(total, list(self.learnt.leaves.values()))
+        total = torch.stack(list(terms.values())).sum() if terms else torch.zeros(())
+        if not total.requires_grad:
+            raise GvbsmError(
+                f"no term of [synthesis] depends on the images ({', '.join(terms) or 'there is none'}), so "
+                "that there is nothing to optimise; name one, such as --term cross_entropy, or take no steps"
+            )
+        gradients = torch.autograd.grad(total, list(self.learnt.leaves.values()), materialize_grads=True)
         # One transfer for all: a finite loss can have a gradient that is not, which would spoil the images.
         steepest = torch.stack([gradient.abs().amax() for gradient in gradients]).amax()
         value, largest = torch.stack([total.detach(), steepest]).tolist()
@@ -188,13 +193,13 @@ class SynthesisLoop:
             "streams": {str(i): each.get_state() for i, each in enumerate(self._streams())},
         }
         parts |= self._memories()
-        return {f"{part}/{name}": value for part, state in parts.items() for name, value in state.items()}
+        return {f"{part}::{name}": value for part, state in parts.items() for name, value in state.items()}
 
     def restore(self, taken: int, state: Mapping[str, Tensor]) -> None:
         """Go on after `taken` steps from what `state` returned then."""
         parts: dict[str, dict[str, Tensor]] = {}
         for full, value in state.items():
-            part, _, name = full.partition("/")
+            part, _, name = full.partition("::")
             parts.setdefault(part, {})[name] = value
         self.taken = taken
         self.learnt.restore(parts["learnt"])

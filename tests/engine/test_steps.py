@@ -180,3 +180,10 @@ def test_a_matcher_that_changes_nothing_is_told(make_run, registry) -> None:
     run.statistics()
     with pytest.warns(UserWarning, match=r"^matcher 'bn' has no site in any network .* takes \(convnet\)"):
         run.synthesized()
+
+
+def test_without_a_term_there_is_nothing_to_optimise(make_run) -> None:
+    run = make_run(*BARE[:3], ("synthesis.terms", []), ("synthesis.batch", 6))
+    run.statistics()
+    with pytest.raises(GvbsmError, match=r"^no term of \[synthesis\] depends on the images"):
+        run.synthesized()
