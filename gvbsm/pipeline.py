@@ -18,9 +18,9 @@ from gvbsm.report.gather import ReportInputs, StoredBackbone
 from gvbsm.results.finished import FinishedRun
 from gvbsm.results.records import SET_KEY, with_protocol, write_records
 from gvbsm.runtime import distributed
-from gvbsm.runtime.asking import check_logits
+from gvbsm.runtime.asking import check_logits, check_single
 from gvbsm.runtime.context import Context
-from gvbsm.runtime.data import open_data
+from gvbsm.runtime.data import Data, open_data
 from gvbsm.runtime.environment import choose_device, open_store
 from gvbsm.runtime.execution import Storing, execute
 from gvbsm.runtime.folders import LOG, RECIPE, check_folder, check_path, check_writable, claim, is_claimed
@@ -31,6 +31,7 @@ from gvbsm.stages.image_sets import too_few_images
 from gvbsm.stages.plan import Plan
 from gvbsm.stages.pretrain import check_accuracies, load_backbone, networks_of
 from gvbsm.stages.synthesize import batches_per_step
+from gvbsm.stages.training import split_batches
 from gvbsm.version import __version__
 from gvbsm_registry import Executor, GvbsmError, Initializer, Registry, discover
 from gvbsm_registry.artifacts import digest, remove_leftovers
@@ -56,11 +57,11 @@ def run(
     *,
     out: str | Path | None = None,
     store: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device | None = "auto",
     method: str | None = None,
     protocol: str | None = None,
-    overrides: Sequence[tuple[str, Any]] = (),
-    executor: str | dict[str, Any] = "local",
+    overrides: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
+    executor: str | Mapping[str, Any] = "local",
     until: str = "evaluation",
     quiet: bool = True,
     report: bool | None = None,
@@ -69,7 +70,7 @@ def run(
     """Do what `gvbsm run` does and return the run folder.
 
     recipe: a name, a path or a Recipe. method, protocol: laid over it, by name (methods/NAME) or path.
-    overrides: pairs of dotted key and value. store: a folder, or a URL that fsspec opens. until: the last
+    overrides: values by dotted key, or pairs. store: a folder, or a URL that fsspec opens. until: the last
     stage to run. Finished work in `out` and `store` is reused. report: whether to end with report.html and
     README.md; by default after the last stage alone. registry: the components; by default the installed ones.
     Raises GvbsmError for whatever the user can put right.
@@ -79,7 +80,7 @@ def run(
         raise GvbsmError(f"unknown stage {until!r}; there are: {', '.join(STAGES)}")
     registry = discover() if registry is None else registry
     layers = [(key, name) for key, name in (("method", method), ("protocol", protocol)) if name]
-    changes = [*layers, *overrides]
+    changes = [*layers, *pairs_of(overrides)]
     if isinstance(recipe, Recipe):
         loaded = loading.change(recipe, registry, changes)
     else:
@@ -100,12 +101,24 @@ def run(
     return folder
 
 
+def pairs_of(overrides: Any) -> list[tuple[str, Any]]:
+    """Return pairs of dotted key and value as a list; raises GvbsmError if it is given anything else."""
+    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else overrides
+    if isinstance(pairs, str) or not all(
+        isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
+    ):
+        raise GvbsmError(
+            f'overrides: give {{"synthesis.ipc": 1}} or [("synthesis.ipc", 1)], not {overrides!r}'
+        )
+    return list(pairs)
+
+
 def open_recipe(
     recipe: Recipe,
     registry: Registry,
     folder: Path,
     store: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device | None = "auto",
     reporter: Reporter | None = None,
     executor: str | Mapping[str, Any] = "local",
 ) -> Run:
@@ -114,7 +127,7 @@ def open_recipe(
     Raises GvbsmError if store, device, executor or data can't be opened.
     """
     local, remote = open_store(store)
-    where = choose_device(device)
+    where = choose_device(str(device or "auto"))
     runner = registry.create(Executor, executor)
     provenance = {
         "gvbsm": __version__,
@@ -154,6 +167,19 @@ def check(recipe: Recipe, context: Context) -> None:
             module, train = context.build(backbone), data.train
             images = torch.zeros(2, train.channels, train.image_size, train.image_size, device=context.device)
             check_logits(backbone, module, images, len(data.classes))
+            student = any(backbone is each for each in recipe.evaluation.students)
+            smallest = _smallest_batch(recipe, data, student)
+            if smallest == 1:
+                check_single(backbone, module, images[:1], "evaluation" if student else "pretrain")
+
+
+def _smallest_batch(recipe: Recipe, data: Data, student: bool) -> int:
+    """Return how many images the smallest batch has that a student, or a backbone, is trained on."""
+    count = len(data.classes) * recipe.synthesis.ipc if student else len(data.train)
+    batch = recipe.evaluation.batch if student else recipe.pretrain.batch
+    if not student and not recipe.pretrain.epochs:
+        return count
+    return min(len(part) for part in split_batches(torch.arange(count), batch))
 
 
 def run_stages(opened: Run, until: str = "evaluation") -> None:

@@ -12,25 +12,31 @@ import click
 from gvbsm.cli import load_plugins
 from gvbsm.cli.options import device_option, recipe_options, store_option
 
+COUNT, MANY = click.IntRange(1, 10**6), click.IntRange(1, 10**9)
+
 
 @click.command("estimate")
 @recipe_options
 @click.option(
-    "--steps", type=click.IntRange(1), default=3, show_default=True, help="How many steps of each are timed."
+    "--steps",
+    type=COUNT,
+    default=3,
+    show_default=True,
+    help="How many steps of each are timed.",
 )
-@click.option("--images", type=click.IntRange(1), help="Without the data set: how many training images.")
-@click.option("--classes", type=click.IntRange(1), help="Without the data set: how many classes.")
-@click.option("--image-size", type=click.IntRange(1), help="Without the data set: pixels of an image's side.")
+@click.option("--images", type=MANY, help="Without the data set: how many training images.")
+@click.option("--classes", type=COUNT, help="Without the data set: how many classes.")
+@click.option("--image-size", type=COUNT, help="Without the data set: pixels of an image's side.")
 @click.option(
     "--channels",
-    type=click.IntRange(1),
+    type=COUNT,
     default=3,
     show_default=True,
     help="Without the data set: channels of an image.",
 )
 @click.option(
     "--tests",
-    type=click.IntRange(1),
+    type=MANY,
     help="Without the data set: how many test images. [default: a fifth of --images, at most 50 000]",
 )
 @device_option

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 import warnings
@@ -28,10 +30,16 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("stopped; the same command goes on from here", err=True)
             sys.exit(130)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
         except Exception as error:
             # by name, for importing the class would cost `--help` its speed; plugins may derive from it
             if "GvbsmError" not in (base.__name__ for base in type(error).__mro__):
-                raise
+                line = _of_this_machine(error)
+                if not line:
+                    raise
+                click.echo(f"gvbsm: {line}", err=True)
+                sys.exit(2)
             if keep := getattr(error, "keep", None):  # a component's, without a log to write to
                 keep()
             click.echo(f"gvbsm: {error}", err=True)
@@ -45,6 +53,18 @@ class _Group(click.Group):
         return super().resolve_command(context, args)
 
 
+def _of_this_machine(error: Exception) -> str:
+    """Return the line for an error that nobody's code is to blame for; "" if it is another."""
+    from gvbsm.runtime.blame import out_of_memory
+
+    if out_of_memory(error):
+        what = "out of memory; lower a batch, the images' size, their number or the networks' width"
+        return f"{what} ({' '.join(str(error).split())[:200]})"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and error.filename is None:
+        return f"the output can't be written ({error.strerror}); what was made is kept"
+    return ""
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gvbsm")
 @click.option("--no-plugins", is_flag=True, help="Load the built-in plugins only.")
@@ -54,6 +74,15 @@ def main(context: click.Context, no_plugins: bool) -> None:
     # Threads that wait by spinning make small networks many times slower where anything else runs, too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context.with_resource(_warnings_as_lines())
+    for stream in (sys.stdout, sys.stderr):  # a terminal without box characters shows something else
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise click.ClickException(
+            "the working directory is not there any more; cd to another one"
+        ) from error
     if no_plugins:
         context.with_resource(_built_in_only())
 

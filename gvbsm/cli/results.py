@@ -188,6 +188,7 @@ def export_command(out: Path, destination: Path, name: str) -> None:
     from gvbsm_registry import Exporter, GvbsmError
 
     exporter = load_plugins().create(Exporter, parse_component(name))
+    destination = destination.absolute()  # the working directory has no name of its own
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise GvbsmError(f"{destination}: exists already; give a folder that does not")
     asks = "files written to the destination"

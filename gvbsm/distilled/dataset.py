@@ -16,6 +16,7 @@ from torch import Tensor
 from gvbsm.distilled.labels import codec_of, logits_of, views_of
 from gvbsm.distilled.normalized import LazyNormalizedImages, Normalization
 from gvbsm.distilled.pool import LabelPool, chained, coded_parts
+from gvbsm.distilled.schema import LabelsMeta, check_images, check_meta, check_views, foreign_files
 from gvbsm.distilled.views import EpochViews
 from gvbsm_registry import Artifact, Codec, GvbsmError, Registry
 from gvbsm_registry.artifacts import peek, read
@@ -57,6 +58,7 @@ class DistilledDataset(torch.utils.data.Dataset):
         self.folder = Path(folder)
         path = self.folder / "images.safetensors"
         artifact = read(path, "distilled")
+        check_images(artifact, path)
         self.key = artifact.key
         self.images, self.labels = artifact.tensors["images"], artifact.tensors["labels"]
         self.meta: dict[str, Any] = artifact.meta
@@ -64,7 +66,7 @@ class DistilledDataset(torch.utils.data.Dataset):
         self.mean, self.std = tuple(artifact.meta["mean"]), tuple(artifact.meta["std"])
         self.normalization = Normalization(self.mean, self.std)
         self.provenance: dict[str, Any] = artifact.meta["provenance"]
-        self._blocks = LabelBlocks(self.folder, artifact.key, registry)
+        self._blocks = LabelBlocks(self.folder, artifact.key, len(self.labels), registry)
         # in shared memory, so that a loader's workers, which live on, are told of a new epoch
         self._number = torch.tensor(-1).share_memory_()
         self._loaded: tuple[int, LabelledViews] | None = None
@@ -163,8 +165,8 @@ class DistilledDataset(torch.utils.data.Dataset):
 class LabelBlocks:
     """The label files of an image set, read (and verified) one at a time."""
 
-    def __init__(self, folder: Path, images_key: str, registry: Registry | None = None) -> None:
-        self.folder, self._registry = folder, registry
+    def __init__(self, folder: Path, images_key: str, images: int, registry: Registry | None = None) -> None:
+        self.folder, self._count, self._registry = folder, images, registry
         self.pruning = "epochs"
         self._files: list[tuple[int, int, Path]] = []
         self.keys: list[str] = []
@@ -172,6 +174,7 @@ class LabelBlocks:
         for path in label_files(folder):
             header = peek(path)
             meta = json.loads(header["meta"])
+            check_meta(LabelsMeta, meta, path)
             if meta["images"] != images_key:
                 raise GvbsmError(f"{path}: labels other images than those beside it; relabel them")
             pruning = meta.get("pruning", "epochs")
@@ -181,7 +184,8 @@ class LabelBlocks:
             first, count = (
                 ("first_epoch", "epochs") if self.pruning == "epochs" else ("first_batch", "batches")
             )
-            self._files.append((meta[first], meta[count], path))
+            with foreign_files(path):
+                self._files.append((meta[first], meta[count], path))
             self.keys.append(header["key"])
         self._open: tuple[Path, Artifact] | None = None
 
@@ -208,8 +212,11 @@ class LabelBlocks:
             self._open = path, read(path, "labels")
         artifact = self._open[1]
         codec = self._codec_of(artifact, path)
-        logits = logits_of(artifact.tensors, number - first, codec, len(artifact.meta["classes"]))
-        return LabelledViews(views_of(artifact.tensors, number - first, len(logits)), logits)
+        with foreign_files(path):
+            logits = logits_of(artifact.tensors, number - first, codec, len(artifact.meta["classes"]))
+            labelled = LabelledViews(views_of(artifact.tensors, number - first, len(logits)), logits)
+            check_views(labelled.views, self._count, pooled=False)
+        return labelled
 
     def pool(self, labels: Tensor) -> LabelPool | None:
         """Return all files as one pool; None if they hold epochs. labels: int64 [N], of the images."""
@@ -218,6 +225,13 @@ class LabelBlocks:
         self._check_complete()
         artifacts = [read(path, "labels") for _, _, path in self._files]
         codec = self._codec_of(artifacts[0], self._files[0][2])
+        with foreign_files(self._files[0][2]):
+            made = self._joined(artifacts, codec, labels)
+            check_views(made.views, len(labels), pooled=True)
+            made.logits(torch.tensor([len(made.views.partners) - 1]))
+        return made
+
+    def _joined(self, artifacts: list[Artifact], codec: Codec, labels: Tensor) -> LabelPool:
         coded = [coded_parts(artifact.tensors) for artifact in artifacts]
         views = [
             views_of(artifact.tensors, 0, int(artifact.tensors["batch"].sum())) for artifact in artifacts

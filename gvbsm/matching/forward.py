@@ -6,7 +6,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gvbsm.matching.activations import ActivationRecorder, inputs_of
 from gvbsm.matching.moments import ByChannel, ByPatch
 from gvbsm.matching.terms import Matching
+from gvbsm_registry import GvbsmError
 
 Precision = Literal["fp32", "bf16"]
 Forward = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
@@ -119,7 +120,7 @@ class MatchedBackbone:
             )
             self._forward(images, recorder)  # tells it what is asked for, and makes the constants
             graph = make_fx(lambda x: self._forward(x, recorder))(images)
-        return torch.compile(graph)
+        return _compiled_or_told(torch.compile(graph))
 
 
 def _centre(activation: Tensor) -> Tensor:
@@ -127,6 +128,25 @@ def _centre(activation: Tensor) -> Tensor:
     wide = activation.to(torch.promote_types(activation.dtype, torch.float32))
     means = wide.transpose(0, 1).flatten(1).mean(1)
     return means.reshape(means.shape + (1,) * (activation.ndim - 2))
+
+
+def _compiled_or_told(compiled: Forward) -> Forward:
+    """Return a compiled function whose failing to compile, on its first call, is a GvbsmError."""
+
+    def call(images: Tensor) -> Any:
+        try:
+            return compiled(images)
+        except Exception as error:
+            compiler = type(error).__module__.startswith(("torch._inductor", "torch._dynamo"))
+            if not compiler and not isinstance(error, OSError):
+                raise
+            why = " ".join(str(error).split())[:200]
+            raise GvbsmError(
+                f"the synthesis step can't be compiled ({type(error).__name__}: {why}); see that the C++ "
+                "compiler works and TORCHINDUCTOR_CACHE_DIR can be written, or pass --no-compile"
+            ) from error
+
+    return call
 
 
 def can_compile(device: torch.device) -> bool:

@@ -8,7 +8,17 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gvbsm.runtime.blame import calling, describe_tensor, refuse, returned
-from gvbsm_registry import Augmentation, Backbone, Codec, Ensembler, Member, Objective, Optimizer, View
+from gvbsm_registry import (
+    Augmentation,
+    Backbone,
+    Codec,
+    Ensembler,
+    GvbsmError,
+    Member,
+    Objective,
+    Optimizer,
+    View,
+)
 
 MODULE = "a torch module"
 LOGITS = "logits [B, K] of images [B, channels, S, S]"
@@ -35,6 +45,17 @@ def check_logits(backbone: Backbone, module: nn.Module, images: Tensor, classes:
     with calling(backbone, "the module's forward", LOGITS):
         logits = module(images)
     returned(backbone, "the module's forward", logits, LOGITS, shape=(len(images), classes))
+
+
+def check_single(backbone: Backbone, module: nn.Module, image: Tensor, table: str) -> None:
+    """Raise GvbsmError if a network can't be trained on one image, as BatchNorm often can't."""
+    try:
+        module.train()(image)
+    except ValueError as error:
+        raise GvbsmError(
+            f"{backbone.full_name}: can't be trained on a batch of one image ({error}); raise {table}.batch, "
+            "or the number of images"
+        ) from error
 
 
 def drawn(

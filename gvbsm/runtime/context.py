@@ -67,10 +67,24 @@ class Context:
             prefetch_factor=2,
             pin_memory=self.device.type == "cuda",
         )
-        for part, images in zip(parts, loader, strict=True):
+        read = _read(loader)
+        for part, images in zip(parts, read, strict=True):
             if isinstance(images, GvbsmError):
                 raise images
             yield self.normalize(images), split.labels[part].to(self.device)
+
+
+def _read(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield what a loader reads; raises GvbsmError if one of its processes is killed."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise GvbsmError(
+            "a process that reads images was killed, as happens where memory ends; lower the batch, or the "
+            "number of threads (OMP_NUM_THREADS), and run again: finished work is kept"
+        ) from error
 
 
 def _unheard(data: Data, registry: Registry, device: torch.device) -> Context:

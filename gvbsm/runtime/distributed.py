@@ -24,6 +24,7 @@ from gvbsm_registry import GvbsmError
 
 Result = TypeVar("Result")
 
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(days=30)
 """How long followers wait while rank 0 does what it does alone; torchrun ends them if it dies."""
 
@@ -32,6 +33,12 @@ def start() -> None:
     """Join the other processes if torchrun started this one; followers stay in here until rank 0 ends."""
     if dist.is_initialized() or not dist.is_torchelastic_launched():
         return
+    missing = [name for name in TORCHRUN if name not in os.environ]
+    if missing:
+        raise GvbsmError(
+            f"TORCHELASTIC_RUN_ID is set, as torchrun does, but not {', '.join(missing)}; unset it, or start "
+            "with torchrun"
+        )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)

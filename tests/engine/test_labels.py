@@ -194,11 +194,11 @@ def test_labels_of_an_unknown_codec_or_layout_are_refused(make_run: MakeRun) -> 
     key = read(folder / "images.safetensors").key
     path = altered(folder, codec={"use": "zip"})
     with pytest.raises(GvbsmError, match="zip") as error:
-        LabelBlocks(folder, key).epoch(0)
+        LabelBlocks(folder, key, 20).epoch(0)
     assert str(path) in str(error.value)
     altered(folder, codec={"use": "fp16"}, layout=99)
     with pytest.raises(GvbsmError, match="layout"):
-        LabelBlocks(folder, key).epoch(0)
+        LabelBlocks(folder, key, 20).epoch(0)
     assert json.loads(json.dumps(read(path).meta))["layout"] == 99
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from gvbsm_registry import Split
 
+LARGEST_PICTURE = 2**31 - 1  # bytes
 LONGEST_LABEL = 20  # bytes of a .cls file
 
 
@@ -61,7 +62,13 @@ class WebDataset(PictureDataset):
     def _classes(self, root: Path, shards: dict[str, list[Path]], cache: Path) -> list[str]:
         path = root / "classes.txt"
         if not path.is_file():
-            last = max(int(_index(paths, cache)["labels"].max()) for paths in shards.values())
+            indices = [_index(paths, cache) for paths in shards.values()]
+            last = max(int(index["labels"].max()) for index in indices)
+            count = sum(len(index["labels"]) for index in indices)
+            if last >= count:
+                raise GvbsmError(
+                    f"{root}: a sample is of class {last}, of {count} pictures in all; classes count from 0"
+                )
             return [str(number) for number in range(last + 1)]
         try:
             names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -170,10 +177,12 @@ def _samples(path: Path) -> Iterator[tuple[int, int, int]]:
                         yield (*picture, _require_label(label, path, sample))
                     sample, picture, label = (folder, stem), None, None
                 if f".{suffix.lower()}" in SUFFIXES:
+                    if member.size > LARGEST_PICTURE:
+                        raise tarfile.ReadError(f"{printable(member.name)!r} is larger than a picture can be")
                     picture = (member.offset_data, member.size)
                 elif suffix.lower() == "cls":
                     label = _label(tar, member, path)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, MemoryError, OverflowError) as error:
         raise GvbsmError(
             f"{path}: can't be read as a tar file without compression ({error}); unpack or replace it"
         ) from error

@@ -107,11 +107,7 @@ class FolderImages(Initializer):
 
 
 def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise GvbsmError(f"{path}: can't be read ({error.strerror}); put it back") from error
+    return hashlib.sha256(read_bytes(os.fspath(path))).hexdigest()
 
 
 def list_pictures(root: Path) -> dict[str | int, list[Path]]:
@@ -144,7 +140,7 @@ def list_pictures(root: Path) -> dict[str | int, list[Path]]:
 def _from_manifest(folder: Path) -> dict[str | int, list[Path]]:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_bytes(os.fspath(path)))
         by_class: dict[str | int, list[Path]] = {str(name): [] for name in manifest["classes"]}
         names = list(by_class)
         for entry in manifest["images"]:
@@ -156,7 +152,7 @@ def _from_manifest(folder: Path) -> dict[str | int, list[Path]]:
             if label < 0:
                 raise IndexError(f"label {label}")
             by_class[names[label]].append(folder / inner)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise GvbsmError(f"{path}: is not a manifest of a set ({error}); export it again") from error
     if len(names) != len(manifest["classes"]) or not all(by_class.values()):
         raise GvbsmError(f"{path}: classes have equal names or no picture; export it again")

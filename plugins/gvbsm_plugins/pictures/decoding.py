@@ -19,10 +19,15 @@ class BrokenPictureError(GvbsmError):
     """A file that can't be decoded; a data set's `skip_broken` passes over it. `problem`: where and why."""
 
     def __init__(self, where: str, why: str) -> None:
+        self._given = where, why
         self.problem = f"{where}: {why}"
         super().__init__(
             f"{self.problem}; replace or remove the file, or set data.skip_broken = true to go on without it"
         )
+
+    def __reduce__(self) -> tuple[type[BrokenPictureError], tuple[str, str]]:
+        """From a loader's worker, too."""
+        return type(self), self._given
 
 
 def decode(data: bytes, where: str, image_size: int, channels: int) -> np.ndarray:

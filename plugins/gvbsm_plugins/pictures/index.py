@@ -68,6 +68,7 @@ def _load_unchanged(path: Path, key: str, folder: Path) -> Listing | None:
             tensors["ends"].numpy(),
             tensors["labels"],
             artifact.meta["listing"],
+            artifact.meta["changed"],
         )
     except (OSError, KeyError, ValueError):
         return None  # a folder is gone, or another version wrote the file
@@ -88,4 +89,6 @@ def _save(path: Path, key: str, listing: Listing, stamps: dict[str, int]) -> Non
         "folders": torch.frombuffer(bytearray(os.fsencode("\0".join(stamps))), dtype=torch.uint8),
         "changed": torch.tensor(list(stamps.values())),
     }
-    save_cached(path, Artifact("folder", key, tensors, {"listing": listing.digest}))
+    save_cached(
+        path, Artifact("folder", key, tensors, {"listing": listing.digest, "changed": listing.changed})
+    )

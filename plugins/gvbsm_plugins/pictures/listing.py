@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,6 +90,8 @@ class Listing:
 
     names: the paths relative to `folder`, joined; the i-th ends at `ends[i]` (int64 [N]) and begins where
     the one before ends. labels: int64 [N]. digest: of (path, size, time of change, label) of each file.
+    changed: of when each file's contents, times or rights were last changed, which nobody can put back;
+    another copy of the same files has other times.
     """
 
     folder: str
@@ -95,6 +99,7 @@ class Listing:
     ends: np.ndarray
     labels: Tensor
     digest: str
+    changed: str
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -115,6 +120,8 @@ class Listing:
 def read_bytes(path: str) -> bytes:
     """Return the contents of a file. Raises GvbsmError if it can't be read, even with `skip_broken`."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # /dev/zero has no end, and a pipe no beginning
+            raise OSError(errno.EINVAL, "it is no regular file")
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
@@ -133,11 +140,11 @@ def make_listing(folder: Path, files: Iterable[tuple[bytes, int]], skip_broken: 
     import torch
 
     names, ends, labels = bytearray(), array("q"), array("q")
-    hasher = hashlib.sha256()
+    hasher, changed = hashlib.sha256(), hashlib.sha256()
     for path, label in files:
         full = os.path.join(os.fsencode(folder), path)
         try:
-            stat = os.stat(full)
+            found = os.stat(full)
         except OSError as error:
             if not skip_broken:
                 raise BrokenPictureError(
@@ -147,13 +154,15 @@ def make_listing(folder: Path, files: Iterable[tuple[bytes, int]], skip_broken: 
         names += path
         ends.append(len(names))
         labels.append(label)
-        hasher.update(b"%d %d %d %d " % (len(path), label, stat.st_size, stat.st_mtime_ns) + path)
+        hasher.update(b"%d %d %d %d " % (len(path), label, found.st_size, found.st_mtime_ns) + path)
+        changed.update(b"%d " % found.st_ctime_ns)
     return Listing(
         os.fspath(folder),
         bytes(names),
         np.array(ends, dtype=np.int64),
         torch.from_numpy(np.array(labels, dtype=np.int64)),
         hasher.hexdigest(),
+        changed.hexdigest(),
     )
 
 

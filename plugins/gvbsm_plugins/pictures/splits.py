@@ -132,7 +132,8 @@ def _decode_once(
 
     # Pillow brings its own JPEG decoder: another version may decode to other pixels.
     versions = [DECODER, PIL.__version__]
-    key = artifacts.digest([pictures.digest, classes, asdict(pixel_format), origin, *versions])
+    stamps = [pictures.digest, getattr(pictures, "changed", "")]
+    key = artifacts.digest([*stamps, classes, asdict(pixel_format), origin, *versions])
     path = cache / f"{kind}-{key[:24]}.safetensors"
     shape = (len(pictures), pixel_format.channels, pixel_format.image_size, pixel_format.image_size)
     cached = load_cached(path, kind, key)
