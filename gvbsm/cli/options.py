@@ -137,7 +137,13 @@ _settings: list[Decorator] = [
         shell_complete=completion.recipes_in("protocols"),
         help="Lay a protocol (protocols/NAME, or a file) over that: how students are trained.",
     ),
-    click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any key (repeatable)."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set any key of the recipe, such as synthesis.iterations=500 (repeatable).",
+    ),
     click.option("--data", type=FOLDER, help="The data set's folder: data.root in the recipe."),
 ]
 _where: list[Decorator] = [

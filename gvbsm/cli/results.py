@@ -179,7 +179,9 @@ def scores_command(outs: tuple[Path, ...]) -> None:
 @click.command("export")
 @click.argument("out", type=FOLDER)
 @click.argument("destination", type=FOLDER)
-@component_option("exporter", "--to", "name", required=True, help="The format.")
+@component_option(
+    "exporter", "--to", "name", required=True, help="The format: an exporter of `gvbsm plugins`."
+)
 def export_command(out: Path, destination: Path, name: str) -> None:
     """Write the set of run folder OUT in another format to DESTINATION, a new folder."""
     from gvbsm.recipe.text import parse_component

@@ -90,6 +90,8 @@ class Registry:
         """Return the line for a distribution that has no component of a name."""
         mine = [p for p in self.plugins if admission.same_name(p.distribution, distribution)]
         if not mine and (kind, distribution) in self._owners:
+            if "=" in name:  # as for a flag, where a table is asked for
+                return f'{kind} {distribution + ":" + name!r}: write it as {{ use = "NAME", key = value }}'
             return f"{kind} {distribution!r}: {name!r} is not an option; write NAME:key=value"
         if not mine:
             known = {plugin.distribution for plugin in self.plugins}

@@ -45,6 +45,8 @@ def validation_errors(error: ValidationError, model: type[Any]) -> Iterator[tupl
         known = _fields_at(model, key[:-1]) if item["type"] == "extra_forbidden" else None
         if known is not None:
             yield key, unknown_name("option", key[-1], known)
+        elif item["type"] == "tuple_type":
+            yield key, f"give a list, in brackets, got {item['input']!r}"
         elif item["type"] in ("gvbsm", "missing"):
             yield key, item["msg"]
         else:

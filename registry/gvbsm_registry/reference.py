@@ -191,6 +191,7 @@ def markdown() -> str:
     for text, doc in hooks():
         parts += [f"### `{text}`", doc]
     parts += ["## Kinds", "A component derives from one of these classes and sets `name`."]
+    parts += _object(Component)
     for kind in KINDS:
         parts += [f"### {kind.__name__}", inspect.getdoc(kind) or ""]
         parts += [f"- `{option.name}`: {_option_text(option)}" for option in options(kind)]

@@ -20,8 +20,9 @@ import pytest
 from venvs import ROOT, Venv, wheel
 
 from gvbsm.cli.options import COMPONENTS
+from gvbsm.recipe import loading
 from gvbsm.recipe import reference as recipe_reference
-from gvbsm_registry import reference, testing
+from gvbsm_registry import Registry, reference, testing
 
 BLOCK = re.compile(r"^```(\w*)[ ]*(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TUTORIALS = [ROOT / "docs" / name for name in ("plugins.md", "own-method.md")]
@@ -156,6 +157,12 @@ def test_the_reference_describes_what_components_are_given() -> None:
         assert all(doc for _, doc in reference.members(kind)), (
             f"{kind.__name__} has a member without a docstring"
         )
+
+
+def test_the_recipe_in_the_readme_is_one(registry: Registry, tmp_path: Path) -> None:
+    [text] = [text for language, _, text in blocks(ROOT / "README.md") if language == "toml"]
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    assert loading.load(tmp_path / "mine.toml", registry).synthesis.ipc == 10
 
 
 def test_links_lead_somewhere() -> None:

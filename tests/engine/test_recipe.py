@@ -280,6 +280,13 @@ def test_several_keys_of_before_are_told_at_once(registry):
         loading.make(tables, registry, "here")
 
 
+def test_a_list_is_asked_for_as_one(registry):
+    with pytest.raises(
+        GvbsmError, match=r"^--set evaluation\.students=convnet: give a list, in brackets, got 'conv"
+    ):
+        loading.load("digits", registry, [options.parse_setting("evaluation.students=convnet")])
+
+
 def test_a_key_of_before_that_was_typed_is_blamed_on_its_option(registry):
     with pytest.raises(
         GvbsmError, match=r"^--set relabel\.keep=1: relabel\.keep is now called keep_fraction$"

@@ -529,6 +529,7 @@ def test_a_whole_name_where_none_is_built_in(install: Install) -> None:
     [
         ("gvbsm-mor:steady", "unknown distribution 'gvbsm-mor'; did you mean 'gvbsm-more'"),
         ("steady:times", "schedule 'steady': 'times' is not an option; write NAME:key=value"),
+        ("steady:times=2", "schedule 'steady:times=2': write it as { use = \"NAME\", key = value }"),
         ("gvbsm-more:stedy", "gvbsm-more: unknown schedule 'stedy'; did you mean 'steady'"),
     ],
 )
