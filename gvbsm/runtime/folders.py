@@ -86,6 +86,7 @@ def is_claimed(folder: Path, recipe: Recipe, registry: Registry) -> bool:
     if not path.exists():
         check_free(folder)
         return False
+    _check_no_links(folder)
     theirs = loading.load(path, registry)
     differ = _differences(theirs.result_tables(), recipe.result_tables())
     if differ:
@@ -94,6 +95,16 @@ def is_claimed(folder: Path, recipe: Recipe, registry: Registry) -> bool:
             "another --out, or change its recipe.toml and run single stages on it"
         )
     return True
+
+
+def _check_no_links(folder: Path) -> None:
+    """Raise GvbsmError if a folder of a run is a link: what is written there would lie elsewhere."""
+    for pattern in ("*", "units/*", "baselines/*"):
+        for path in folder.glob(pattern):
+            if path.is_symlink() and path.is_dir():
+                raise GvbsmError(
+                    f"{path}: is a link out of the run folder; put the folder there, or make --out a link"
+                )
 
 
 def claim(folder: Path, recipe: Recipe, registry: Registry) -> None:

@@ -233,3 +233,16 @@ def test_a_log_with_other_lines_makes_a_report(make_run: MakeRun) -> None:
 def test_options_of_a_network_read_no_files(use: str, options: dict[str, Any], registry: Registry) -> None:
     with pytest.raises(GvbsmError, match="where weights come from"):
         loading.make({"backbones": [{"use": use, "options": options}]}, registry, where="x")
+
+
+@pytest.mark.parametrize("name", ["distilled", "units/evaluation", "baselines/random"])
+def test_folders_of_a_run_that_lead_elsewhere_are_not_written_to(
+    name: str, tiny: Path, copied: Run, tmp_path: Path
+) -> None:
+    place, elsewhere = copied.out / name, tmp_path / "elsewhere"
+    shutil.rmtree(place)
+    elsewhere.mkdir()
+    place.symlink_to(elsewhere)
+    for command in (["run", tiny, "--out", copied.out], ["evaluation", copied.out]):
+        refused(invoke(*command, "--store", copied.store), place, "is a link")
+    assert not list(elsewhere.iterdir())
