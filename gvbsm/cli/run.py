@@ -74,9 +74,10 @@ def recipes_command() -> None:
 def methods_command(name: str | None) -> None:
     """List the methods, with published figures and ours; or show the card of the method NAME."""
     from gvbsm.results.methods import card, method_listing, read_method
+    from gvbsm.results.tables import unescape
 
     registry = load_plugins()
-    click.echo(card(read_method(name, registry)) if name else method_listing(registry))
+    click.echo(unescape(card(read_method(name, registry))) if name else method_listing(registry))
 
 
 COMMANDS = [

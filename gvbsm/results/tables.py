@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ def escape(text: str) -> str:
     """Return `text` so that Markdown and HTML show it as it is, on one line."""
     one = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", one)
+
+
+def unescape(text: str) -> str:
+    """Return Markdown without what `escape` put in, for a terminal."""
+    return html.unescape(re.sub(r"\\([\\`*_\[\]|#])", r"\1", text))
 
 
 def accuracy_table(

@@ -26,7 +26,8 @@ LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "at leas
 HEAD = (
     "# Reference of kinds and hooks",
     "Contract {version}. Made from the code by `python -m gvbsm_registry.reference > docs/reference.md`;",
-    "a test fails when it is not current. Everything is imported from `gvbsm_registry`.",
+    "a test fails when it is not current. Everything is imported from `gvbsm_registry`. Equations without a",
+    "paper are those of G-VBSM (arXiv 2311.17950).",
 )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gvbsm.results import methods
+from gvbsm.results.tables import unescape
 from gvbsm_registry import GvbsmError, Registry, discover, hookimpl
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +101,7 @@ def test_a_method_is_one_file(with_mine: Registry) -> None:
     ):
         assert line in text, line
     assert "does \\*little\\*" in methods.readme_table([method])
+    assert "# M_1\n" in unescape(text)
     assert "mine" not in {method.name for method in methods.built_in(with_mine)}
 
 
