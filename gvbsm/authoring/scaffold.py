@@ -60,9 +60,12 @@ def create(package: str, kind: str, folder: Path, registry: Registry) -> list[Pa
     return list(texts)
 
 
+LONGEST = 60
+
+
 def _names(package: str, kind: type[Component], registry: Registry) -> dict[str, str]:
     """Return what the templates need."""
-    if not PACKAGE.fullmatch(package) or package == PREFIX.rstrip("-"):
+    if not PACKAGE.fullmatch(package) or len(package) > LONGEST or package == PREFIX.rstrip("-"):
         raise GvbsmError(
             f"{package!r} is not a package name; write small letters and dashes, such as gvbsm-gram"
         )

@@ -56,7 +56,7 @@ def look_up(source: str | Path) -> tuple[Path, bool]:
 def read_tables(path: Path) -> Tables:
     """Parse a TOML file; raises GvbsmError naming the path if it can't be read or is not TOML."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a mark
         if too_deep(tables):
             raise ValueError(f"its tables lie in each other more than {DEEPEST} deep")
         return tables

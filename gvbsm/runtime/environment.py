@@ -13,6 +13,8 @@ from gvbsm.runtime.remote_store import RemoteStore, is_url
 from gvbsm_registry import GvbsmError
 from gvbsm_registry.artifacts import digest
 
+WHOLE_URL = re.compile(r"memory://|[a-z][a-z0-9+.-]+://.", re.IGNORECASE)
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device called "auto", "cpu" or "cuda"; raises GvbsmError if there is no such device."""
@@ -33,6 +35,10 @@ def open_store(place: str | Path | None) -> tuple[Path, RemoteStore | None]:
     """
     if place is None:
         return user_cache_path("gvbsm", False), None
+    if is_url(str(place)) and (isinstance(place, Path) or not WHOLE_URL.match(place)):
+        raise GvbsmError(
+            f"--store {place}: is neither a folder nor a whole URL; write SCHEME://PLACE, as text"
+        )
     if isinstance(place, str) and is_url(place):
         remote = RemoteStore(place)
         return user_cache_path("gvbsm", False) / "remote" / digest(remote.url)[:16], remote

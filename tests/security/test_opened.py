@@ -22,8 +22,10 @@ import gvbsm
 from gvbsm import pipeline
 from gvbsm.distilled.dataset import DistilledDataset
 from gvbsm.matching import forward
+from gvbsm.recipe import loading
 from gvbsm.runtime import context as contexts
 from gvbsm.runtime import distributed
+from gvbsm.runtime.environment import open_store
 from gvbsm_plugins.datasets.imagefolder import ImageFolder
 from gvbsm_plugins.datasets.webdataset import WebDataset
 from gvbsm_plugins.initializers.folder import list_pictures
@@ -316,3 +318,22 @@ def test_what_python_may_give_to_run(tiny: Path, tmp_path: Path, monkeypatch: py
             gvbsm.run(tiny, overrides=wrong)  # type: ignore[arg-type]
     with pytest.raises(GvbsmError, match="--out"):
         gvbsm.run(tiny, out="a\0b")
+
+
+@pytest.mark.parametrize("place", ["s3://", "file:", "ab:/c", Path("s3://bucket")])
+def test_half_a_url_is_no_store(place: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GvbsmError, match="neither a folder nor a whole URL"):
+        open_store(place)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mark_at_the_beginning_of_a_recipe(registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_bytes(b'\xef\xbb\xbfdata = "digits"\n')
+    assert loading.load(path, registry).data.name == "digits"
+
+
+def test_packages_with_names_too_long_for_a_folder(tmp_path: Path) -> None:
+    refused(invoke("plugins", "new", "gvbsm-" + "a" * 300, "--kind", "matcher", "--dir", tmp_path), "name")
+    assert not list(tmp_path.iterdir())
