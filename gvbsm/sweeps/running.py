@@ -12,7 +12,7 @@ from typing import Any
 from gvbsm import pipeline
 from gvbsm.recipe.composing import LAYERS
 from gvbsm.recipe.loading import tables_of
-from gvbsm.recipe.text import parse_component, parse_value, split_list
+from gvbsm.recipe.text import Setting, parse_component, parse_value, split_list
 from gvbsm.results.records import read_records, write_records
 from gvbsm.runtime.folders import check_folder, check_sweep_folder
 from gvbsm_registry import GvbsmError, Registry
@@ -162,7 +162,7 @@ def product(axes: Iterable[Axis]) -> list[Point]:
     return [
         Point(
             {name: label for name, _, _, label in combination},
-            [(key, value) for _, keys, value, _ in combination for key in keys],
+            [Setting(key, value, f"{key}={value}") for _, keys, value, _ in combination for key in keys],
         )
         for combination in itertools.product(*chosen)
     ]

@@ -84,6 +84,7 @@ def test_wrong_uses_say_what_to_do(finished: Any, tmp_path: Path) -> None:
         (["sweep", "digits"], "--vary"),
         (["sweep", "momentum", "--vary", "synthesis.ipc=1"], "--vary"),
         (["sweep", "digits", "--vary", "synthesis.ipc"], "KEY=VALUE"),
+        (["sweep", "digits", "--vary", "synthesis.ipcs=1"], "gvbsm: synthesis.ipcs=1: unknown option 'ipcs'"),
         (["compare", "digits"], "--initializer"),
         (["compare", "digits", "--initializer", "herding:count"], "NAME:key=value"),
         (["compare", "digits", "--distilled", "noise", "--set", "seed"], "--set seed: is not KEY=VALUE"),
