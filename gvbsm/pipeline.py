@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from gvbsm.results.records import SET_KEY, with_protocol, write_records
 from gvbsm.runtime import distributed
 from gvbsm.runtime.asking import check_logits, check_single
 from gvbsm.runtime.context import Context
-from gvbsm.runtime.data import Data, open_data
+from gvbsm.runtime.data import LARGEST_SAMPLE, Data, open_data
 from gvbsm.runtime.environment import choose_device, open_store
 from gvbsm.runtime.execution import Storing, execute
 from gvbsm.runtime.folders import LOG, RECIPE, check_folder, check_path, check_writable, claim, is_claimed
@@ -31,10 +32,10 @@ from gvbsm.stages.image_sets import too_few_images
 from gvbsm.stages.plan import Plan
 from gvbsm.stages.pretrain import check_accuracies, load_backbone, networks_of
 from gvbsm.stages.synthesize import batches_per_step
-from gvbsm.stages.training import split_batches
+from gvbsm.stages.training import TEST_BATCH, split_batches
 from gvbsm.version import __version__
 from gvbsm_registry import Executor, GvbsmError, Initializer, Registry, discover
-from gvbsm_registry.artifacts import digest, remove_leftovers
+from gvbsm_registry.artifacts import digest, remove_leftovers, write_text
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def run(
         opened = open_recipe(loaded, registry, folder, store, device, reporter, executor)
         # before anything is written, so that a wrong path leaves no folder claimed by a wrong recipe
         check(loaded, opened.context)
+        check_pictures(opened.context, opened.plan.store / "data")
         if not all(unit.path.exists() for unit in opened.plan.shared):
             check_writable(opened.plan.store, "--store")
         claim(folder, loaded, registry)
@@ -171,6 +173,25 @@ def check(recipe: Recipe, context: Context) -> None:
             smallest = _smallest_batch(recipe, data, student)
             if smallest == 1:
                 check_single(backbone, module, images[:1], "evaluation" if student else "pretrain")
+
+
+def check_pictures(context: Context, cache: Path) -> None:
+    """Read what is not read when a data set is opened: all test images, and a sample of the training ones.
+
+    Raises GvbsmError, naming it, for one that can't be decoded: hours before it is met. A split is read once;
+    a file in `cache` remembers it.
+    """
+    for split, most in ((context.data.test, None), (context.data.train, LARGEST_SAMPLE)):
+        done = cache / f"checked-{digest(split.digest)[:24]}.txt"
+        if split.in_memory or done.exists():
+            continue
+        count = len(split)
+        chosen = torch.linspace(0, count - 1, min(count, most or count), dtype=torch.float64).long()
+        parts = chosen.split(TEST_BATCH)
+        for number, _ in enumerate(context.batches(split, parts), 1):
+            context.reporter.progress("check pictures", number, len(parts))
+        with suppress(GvbsmError):  # then it is read again
+            write_text(done, f"{len(chosen)} of {count} pictures can be decoded\n")
 
 
 def _smallest_batch(recipe: Recipe, data: Data, student: bool) -> int:

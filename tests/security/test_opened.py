@@ -31,7 +31,7 @@ from gvbsm_plugins.datasets.webdataset import WebDataset
 from gvbsm_plugins.initializers.folder import list_pictures
 from gvbsm_plugins.pictures.decoding import BrokenPictureError
 from gvbsm_plugins.pictures.listing import read_bytes
-from gvbsm_registry import Artifact, GvbsmError, Registry
+from gvbsm_registry import Artifact, GvbsmError, Registry, discover
 from gvbsm_registry.artifacts import read, write
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
@@ -337,3 +337,34 @@ def test_a_mark_at_the_beginning_of_a_recipe(registry: Registry, tmp_path: Path)
 def test_packages_with_names_too_long_for_a_folder(tmp_path: Path) -> None:
     refused(invoke("plugins", "new", "gvbsm-" + "a" * 300, "--kind", "matcher", "--dir", tmp_path), "name")
     assert not list(tmp_path.iterdir())
+
+
+STREAMED = """
+data = { use = "imagefolder", channels = 1, in_memory = false }
+backbones = [{ use = "convnet", width = 8, depth = 1 }]
+[synthesis]
+ipc = 1
+"""
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_broken_picture_of_a_stream_is_told_before_anything_is_trained(split: str, tmp_path: Path) -> None:
+    data, recipe, store = tmp_path / "data", tmp_path / "r.toml", tmp_path / "store"
+    for name in ("a", "b"):
+        for part in ("train", "test"):
+            for number in range(3):
+                picture(data / part / name / f"{number}.png", 40 * number)
+    recipe.write_text(STREAMED)
+    broken = data / split / "b" / "2.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:40])
+    run = ["run", recipe, "--data", data, "--out", tmp_path / "out", "--store", store]
+    refused(invoke(*run), broken, "skip_broken")
+    assert not (store / "backbones").exists()
+    assert not (tmp_path / "out" / "recipe.toml").exists()
+    broken.write_bytes(whole)
+    opened = pipeline.open_recipe(
+        loading.load(recipe, discover(), [("data.root", str(data))]), discover(), tmp_path / "out", store
+    )
+    pipeline.check_pictures(opened.context, store / "data")
+    assert len(list((store / "data").glob("checked-*.txt"))) == 2
