@@ -94,7 +94,7 @@ def run(
         # before anything is written, so that a wrong path leaves no folder claimed by a wrong recipe
         check(loaded, opened.context)
         check_pictures(opened.context, opened.plan.store / "data")
-        if not all(unit.path.exists() for unit in opened.plan.shared):
+        if not all(unit.there() for unit in opened.plan.shared):
             check_writable(opened.plan.store, "--store")
         claim(folder, loaded, registry)
         run_stages(opened, until)

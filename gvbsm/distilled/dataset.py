@@ -55,7 +55,7 @@ class DistilledDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, folder: str | Path, registry: Registry | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         path = self.folder / "images.safetensors"
         artifact = read(path, "distilled")
         check_images(artifact, path)

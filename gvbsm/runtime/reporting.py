@@ -75,7 +75,7 @@ class Reporter:
             try:
                 hook(event=event)
                 return
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 listeners = hook.get_hookimpls()  # pluggy calls the last one first
                 failed = _failed(error, listeners)
                 self._muted += [listener.plugin for listener in failed]
@@ -139,7 +139,7 @@ class MessageReporter(Reporter):
         self._send(("print", (text,)))
 
 
-def _failed(error: Exception, listeners: list[Any]) -> list[Any]:
+def _failed(error: BaseException, listeners: list[Any]) -> list[Any]:
     """Return the listener that raised `error`: of those in its traceback, the innermost; else all of them."""
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         if failed := [each for each in listeners if _is_call(frame, each.function)]:

@@ -81,7 +81,16 @@ class Unit:
 
         Raises GvbsmError if there is a file that can't be read.
         """
-        return self.path.exists() and peek(self.path)["key"] == self.key
+        return self.there() and peek(self.path)["key"] == self.key
+
+    def there(self) -> bool:
+        """Whether there is a file in the artifact's place; raises GvbsmError if that can't be looked at."""
+        try:
+            return self.path.exists()
+        except OSError as error:
+            raise GvbsmError(
+                f"{self.path}: can't be looked at ({error.strerror}); check the permissions of its folder"
+            ) from error
 
     def read(self) -> Artifact:
         """Return the verified artifact; raises GvbsmError if it is missing, broken or of other inputs."""

@@ -26,12 +26,13 @@ from gvbsm.recipe import loading
 from gvbsm.runtime import context as contexts
 from gvbsm.runtime import distributed
 from gvbsm.runtime.environment import open_store
+from gvbsm.runtime.reporting import Reporter
 from gvbsm_plugins.datasets.imagefolder import ImageFolder
 from gvbsm_plugins.datasets.webdataset import WebDataset
 from gvbsm_plugins.initializers.folder import list_pictures
 from gvbsm_plugins.pictures.decoding import BrokenPictureError
 from gvbsm_plugins.pictures.listing import read_bytes
-from gvbsm_registry import Artifact, GvbsmError, Registry, discover
+from gvbsm_registry import Artifact, GvbsmError, Registry, StageStarted, discover, hookimpl
 from gvbsm_registry.artifacts import read, write
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], object]
@@ -368,3 +369,34 @@ def test_a_broken_picture_of_a_stream_is_told_before_anything_is_trained(split: 
     )
     pipeline.check_pictures(opened.context, store / "data")
     assert len(list((store / "data").glob("checked-*.txt"))) == 2
+
+
+def test_a_locked_folder_of_the_store_is_told(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    run = make_run()
+    monkeypatch.setattr(Path, "exists", locked)
+    with pytest.raises(GvbsmError, match=r"Permission denied.*check the permissions"):
+        run.plan.networks[0].done()
+
+
+def test_a_set_below_the_home_folder(
+    labelled: tuple[Path, Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, registry = labelled
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(DistilledDataset("~/distilled", registry)) == len(DistilledDataset(folder, registry))
+
+
+def test_a_listener_that_wants_to_end_the_program_hears_no_more(registry: Registry, tmp_path: Path) -> None:
+    class Leaving:
+        @hookimpl
+        def gvbsm_stage_started(self, event: StageStarted) -> None:
+            raise SystemExit(7)
+
+    registry = discover()
+    registry.manager.register(Leaving(), "leaving")
+    reporter = Reporter(tmp_path / "log.jsonl", registry, quiet=True)
+    with pytest.warns(UserWarning, match="leaving failed to take gvbsm_stage_started"):
+        reporter.emit(StageStarted("measure", 1, 0))
