@@ -216,7 +216,8 @@ class _Estimate:
         at_once = synthesize.batches_per_step(section, self.data, self.trial.context.device)
         units = planned[:at_once]
         with self._memory(cost):
-            noted = self.trial.timed(*units)
+            # all real images: a step may take as many of each class as there are
+            noted = self.trial.timed(*units, train=self.data.train)
         made = sum(len(unit.options["labels"]) for unit in units)
         share = self.count / made / len(planned)  # the last batch may be smaller, or several go in one step
         step = statistics.fmean(noted[each:])

@@ -22,7 +22,7 @@ from gvbsm.stages import measure
 from gvbsm.stages.image_sets import set_meta
 from gvbsm.stages.plan import Plan
 from gvbsm.stages.pretrain import untrained
-from gvbsm_registry import Backbone, Registry
+from gvbsm_registry import Backbone, Registry, Split
 
 
 class TimingReporter(MessageReporter):
@@ -104,10 +104,15 @@ class Trial:
             for unit in plan.students
         ]
 
-    def timed(self, *units: Unit) -> list[float]:
-        """Do units' work; return the seconds from its start to its first step, and between its steps."""
+    def timed(self, *units: Unit, train: Split | None = None) -> list[float]:
+        """Do units' work; return the seconds from its start to its first step, and between its steps.
+
+        train: a training split that takes the place of the part.
+        """
+        data = self.context.data
+        context = replace(self.context, data=replace(data, train=train or data.train))
         self.reporter.restart()
-        perform(self.context, units)
+        perform(context, units)
         return self.reporter.steps()
 
     def timed_measuring(self, unit: Unit) -> list[float]:

@@ -92,6 +92,17 @@ class Synthesis(Section):
         10, ge=1, json_schema_extra=NO_RESULT, description="steps, for each backbone, between two log lines"
     )
 
+    @model_validator(mode="after")
+    def _matchers_have_networks_to_match(self) -> Synthesis:
+        if self.iterations and self.population.keeps == "none" and self.all_matchers:
+            raise PydanticCustomError(
+                "gvbsm",
+                "matchers compare images with what pretrained networks saw of real ones, but population "
+                "'{population}' takes none; set synthesis.matchers = [], or take another population",
+                {"population": self.population.full_name},
+            )
+        return self
+
     @property
     def separable(self) -> bool:
         """Whether image batches can be optimised each by itself."""

@@ -92,10 +92,10 @@ class Plan:
     @cached_property
     def statistics(self) -> list[Unit]:
         """One unit for each backbone in which a matcher has targets to be measured."""
-        section = self.recipe.measure
+        section, matched = self.recipe.measure, pretrain.looks_through_trained(self.recipe.synthesis)
         planned = []
         for backbone, unit in zip(self.recipe.backbones, self.backbones, strict=True):
-            mixed, by_class = self._to_measure(backbone) if self.recipe.synthesis.iterations else ([], [])
+            mixed, by_class = self._to_measure(backbone) if matched else ([], [])
             if not mixed and not by_class:
                 continue
             matchers = [m for m in self.recipe.synthesis.all_matchers if m in mixed or m in by_class]
@@ -160,6 +160,10 @@ class Plan:
             "seed": self.recipe.seed,
             "components": identities(self.registry, section),
         }
+        if section.iterations and not pretrain.looks_through_trained(section):
+            backbones = self.recipe.backbones
+            common["untrained"] = [pretrain.table_of(backbone) for backbone in backbones]
+            common["components"] = identities(self.registry, section, *backbones)
         inputs = {
             "backbones": self._backbones_for(pretrain.synthesis_needs(section)),
             "statistics": tuple(self.statistics),

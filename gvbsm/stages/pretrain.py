@@ -84,7 +84,12 @@ def networks_of(recipe: Recipe) -> list[Backbone]:
 
 def synthesis_needs(section: Synthesis) -> bool:
     """Whether synthesis looks at pretrained networks at all."""
-    return section.iterations > 0 or section.initializer.uses_networks
+    return looks_through_trained(section) or section.initializer.uses_networks
+
+
+def looks_through_trained(section: Synthesis) -> bool:
+    """Whether the steps, if there are any, look through pretrained networks."""
+    return section.iterations > 0 and section.population.keeps != "none"
 
 
 def needed(recipe: Recipe) -> set[int]:

@@ -19,11 +19,12 @@ from gvbsm.runtime.execution import out_of_memory
 from gvbsm.runtime.seeds import generator_of
 from gvbsm.runtime.units import Payload, Unit
 from gvbsm.stages.checkpoints import Checkpoint
-from gvbsm.stages.pretrain import load_trained, member
+from gvbsm.stages.pretrain import load_trained, member, untrained
 from gvbsm.stages.real_images import RealData, starting_images
 from gvbsm.synthesis.loop import NotFiniteError, OnStep, SynthesisLoop
 from gvbsm.synthesis.networks import BackboneStock, PlannedNetwork
-from gvbsm_registry import Artifact, GvbsmError, Step
+from gvbsm.synthesis.real import RealImages
+from gvbsm_registry import Artifact, Backbone, GvbsmError, Step
 from gvbsm_registry.artifacts import write
 
 COMPILE_FROM = 1000
@@ -93,16 +94,17 @@ def _optimised(context: Context, units: Sequence[Unit]) -> list[Payload]:
         labels = torch.cat([labels for labels, _ in places]).to(context.device)
         stock = _stock(context, units[0], section, images, labels, len(units))
         numbers = [unit.options["batch"] for unit in units]
+        streams = [generator_of(seed, "synthesis", "real", number) for number in numbers]
         which = ["order"] if section.population.joint else ["population", *numbers]
         loop = SynthesisLoop(
             section,
             stock,
             pixel_range,
             generators,
+            RealImages(source, section.augmentation, streams),
             order=generator_of(seed, "synthesis", *which),
             own=generator_of(seed, "synthesis", "callbacks", *numbers),
             ranks=torch.cat([ranks for _, ranks in places]).to(context.device),
-            source=source,
             log_every=units[0].how["log_every"],
         )
         images = _run(context, units, loop)
@@ -154,12 +156,14 @@ def _watchers(
 def _stock(
     context: Context, unit: Unit, section: Synthesis, images: Tensor, labels: Tensor, batches: int
 ) -> BackboneStock:
-    """Return the backbones, ready to be loaded and to be matched against."""
-    backbones = unit.input_list("backbones")
+    """Return the backbones, ready to be built or loaded and to be matched against."""
     measured = {planned.input("backbone").key: planned for planned in unit.input_list("statistics")}
-    compiled = is_compiled(section, len(backbones))
+    trained = () if "untrained" in unit.options else unit.input_list("backbones")
+    compiled = is_compiled(section, len(trained))
 
-    def match(backbone: Unit, module: nn.Module) -> MatchedBackbone:
+    def match(backbone: Unit | None, module: nn.Module, is_fresh: bool) -> MatchedBackbone:
+        if is_fresh or backbone is None:  # there may be one for every step: none is worth compiling
+            return MatchedBackbone(module, Matching(module, [], {}, batches), False, section.precision)
         targets = {}
         if planned := measured.get(backbone.key):
             artifact = planned.read()
@@ -168,20 +172,23 @@ def _stock(
         matching = Matching(module, section.all_matchers, targets, batches, section.ema_init, labels=labels)
         return MatchedBackbone(module, matching, compiled, section.precision)
 
-    return BackboneStock(
-        [
-            PlannedNetwork(
-                backbone.name,
-                member(backbone).accuracy,
-                weight,
-                partial(load_trained, context, backbone),
-                partial(match, backbone),
-            )
-            for backbone, weight in zip(backbones, unit.options["match_weights"], strict=True)
-        ],
-        images,
-        labels,
-    )
+    weights = unit.options["match_weights"]
+    planned = [
+        PlannedNetwork(
+            backbone.name,
+            member(backbone).accuracy,
+            weight,
+            partial(context.build, untrained(context, backbone)),
+            partial(load_trained, context, backbone),
+            partial(match, backbone),
+        )
+        for backbone, weight in zip(trained, weights, strict=bool(trained))
+    ]
+    for table in unit.options.get("untrained", []):
+        build = partial(context.build, context.create(Backbone, {**table, "weights": None}))
+        name = str(context.create(Backbone, table).full_name)
+        planned.append(PlannedNetwork(name, None, 1.0, build, build, partial(match, None)))
+    return BackboneStock(planned, images, labels)
 
 
 def is_compiled(section: Synthesis, backbones: int) -> bool:

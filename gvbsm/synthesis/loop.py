@@ -15,8 +15,9 @@ from gvbsm.runtime.blame import calling, refuse, returned
 from gvbsm.runtime.rates import rate_factor
 from gvbsm.synthesis.images import BatchState, LearntImages
 from gvbsm.synthesis.networks import BackboneStock
+from gvbsm.synthesis.real import RealImages
 from gvbsm.synthesis.step import BatchStep, JointStep
-from gvbsm_registry import GvbsmError, Matcher, Memory, Network, OpenPopulation, Source
+from gvbsm_registry import GvbsmError, Matcher, Memory, Network, OpenPopulation
 
 LOSS = "a float scalar that is differentiable in step.images"
 OPEN = "a gvbsm_registry.OpenPopulation"
@@ -32,8 +33,9 @@ class SynthesisLoop:
     """Optimises the images of `stock`: G image batches of B, one after another.
 
     Each batch has its own statistics, running averages, memories and random stream (`generators`), so that it
-    comes out as if it were optimised alone. order: the population's random stream. own: that of callbacks,
-    which act on a single image batch. `taken` counts the steps.
+    comes out as if it were optimised alone. reals: the real images, with a random stream for each batch.
+    order: the population's random stream. own: that of callbacks, which act on a single image batch. `taken`
+    counts the steps.
     """
 
     def __init__(
@@ -42,14 +44,14 @@ class SynthesisLoop:
         stock: BackboneStock,
         pixel_range: tuple[Tensor, Tensor],
         generators: Sequence[Generator],
+        reals: RealImages,
         order: Generator,
         own: Generator,
         ranks: Tensor,
-        source: Source,
         log_every: int = 10,
     ) -> None:
         self.section, self.stock, self.log_every, self.taken = section, stock, log_every, 0
-        self.generators, self.order, self.own = generators, order, own
+        self.generators, self.reals, self.order, self.own = generators, reals, order, own
         self.labels, self.learnt = stock.labels, LearntImages(section, stock.images, pixel_range)
         with calling(section.population, "open", OPEN):
             self.members = section.population.open(stock, order)
@@ -63,7 +65,10 @@ class SynthesisLoop:
         names = term_names(section.callbacks)
         self.notes: dict[str, Memory] = {name: {} for name in names}
         self._callbacks = [
-            (callback, BatchState(self.learnt, section.iterations, self.labels, ranks, source, own, notes))
+            (
+                callback,
+                BatchState(self.learnt, section.iterations, self.labels, ranks, reals.source, own, notes),
+            )
             for callback, notes in zip(section.callbacks, self.notes.values(), strict=True)
         ]
         self._warn_of_idle_matchers()
@@ -130,6 +135,7 @@ class SynthesisLoop:
             self.matchers,
             section.augmentation,
             self.generators,
+            self.reals,
         )
 
     def _take(self, joint: JointStep) -> Callable[[], dict[str, float]]:
@@ -218,7 +224,7 @@ class SynthesisLoop:
         return memories
 
     def _streams(self) -> list[Generator]:
-        return [self.order, self.own, *self.generators]
+        return [self.order, self.own, *self.generators, *self.reals.generators]
 
 
 def _names(networks: Sequence[Network]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 
 from gvbsm.matching.forward import MatchedBackbone
@@ -14,17 +16,19 @@ from gvbsm_registry import GvbsmError, Network
 
 @dataclass(frozen=True)
 class PlannedNetwork:
-    """A backbone that can be loaded.
+    """A backbone that can be built, and loaded if it was trained.
 
-    load: returns the trained module, in evaluation mode. match: makes the frozen module ready to be matched
-    against. match_weight: factor on its matching terms.
+    build: returns an untrained module, in evaluation mode, by torch's global generator. load: the trained
+    one. accuracy: None if it was not trained. match: makes the frozen module ready to be matched against; an
+    untrained one (True) has nothing to be compared with. match_weight: factor on its matching terms.
     """
 
     name: str
-    accuracy: float
+    accuracy: float | None
     match_weight: float
+    build: Callable[[], nn.Module]
     load: Callable[[], nn.Module]
-    match: Callable[[nn.Module], MatchedBackbone]
+    match: Callable[[nn.Module, bool], MatchedBackbone]
 
 
 class BackboneStock:
@@ -33,25 +37,41 @@ class BackboneStock:
     def __init__(self, planned: Sequence[PlannedNetwork], images: Tensor, labels: Tensor) -> None:
         self._planned = planned
         self.names = [backbone.name for backbone in planned]
-        self.accuracies = [backbone.accuracy for backbone in planned]
+        self.accuracies = [each.accuracy for each in planned if each.accuracy is not None]
         self.images, self.labels = images, labels
         self._matched: dict[Network, tuple[MatchedBackbone, float]] = {}
+        # There may be one for every step: they go when the population lets go of them.
+        self._fresh: WeakSet[nn.Module] = WeakSet()
         self._saved: dict[str, Tensor] = {}
 
     def pretrained(self, index: int, change: Callable[[nn.Module], None] | None = None) -> Network:
         """Load a backbone; see `gvbsm_registry.Stock.pretrained`."""
         planned = self._planned[index]
+        if planned.accuracy is None:
+            raise GvbsmError(
+                f"the population asks for the pretrained network {planned.name!r}, but says keeps = 'none', "
+                "so that none was trained; ask its author to correct it"
+            )
         module = planned.load()
         if change is not None:
             change(module)
         network = Network(planned.name, freeze(module))
-        matched = planned.match(module)
+        matched = planned.match(module, False)
         matched.restore(_below(self._saved, f"{len(self._matched)}."))
         self._matched[network] = matched, planned.match_weight
         return network
 
+    def fresh(self, index: int, seed: int) -> Network:
+        """Build a backbone; see `gvbsm_registry.Stock.fresh`."""
+        planned = self._planned[index]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            module = freeze(planned.build())
+        self._fresh.add(module)
+        return Network(planned.name, module)
+
     def handed_out(self) -> list[Network]:
-        """Return the networks that were drawn from here so far."""
+        """Return the pretrained networks that were drawn from here so far."""
         return list(self._matched)
 
     def matched(self, network: Network) -> tuple[MatchedBackbone, float]:
@@ -62,9 +82,11 @@ class BackboneStock:
         for known, matched in self._matched.items():
             if known.module is network.module:
                 return matched
+        if network.module in self._fresh:
+            return self._planned[self.names.index(network.name)].match(network.module, True), 1.0
         raise GvbsmError(
             f"network {network.name!r} was not drawn from the stock, so that nothing is known of its "
-            "statistics; a population returns networks of stock.pretrained"
+            "statistics; a population returns networks of stock.pretrained or stock.fresh"
         )
 
     def state(self) -> dict[str, Tensor]:

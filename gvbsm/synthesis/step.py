@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from gvbsm.matching.activations import inputs_of
 from gvbsm.runtime import asking
 from gvbsm.synthesis.networks import BackboneStock
+from gvbsm.synthesis.real import Drawn, RealImages
 from gvbsm_registry import Augmentation, Component, GvbsmError, Matcher, Network, View
 
 
@@ -32,6 +33,7 @@ class JointStep:
         matchers: dict[str, Matcher],
         augmentation: Augmentation,
         generators: Sequence[Generator],
+        reals: RealImages,
     ) -> None:
         self.index, self.steps, self.images, self.labels = index, steps, images, labels
         self.networks, self.matchers, self._stock = networks, matchers, stock
@@ -41,6 +43,7 @@ class JointStep:
         self.views = [
             asking.drawn(augmentation, self.size, side, each, progress=progress) for each in generators
         ]
+        self._reals, self._seeds = reals, reals.seeds()
         sites = [len(stock.matched(network)[0].sites) for network in networks]
         drawn = [[torch.rand(count, generator=each) for count in sites] for each in generators]
         self._uniforms = [torch.stack(of_network) for of_network in zip(*drawn, strict=True)]
@@ -79,6 +82,12 @@ class JointStep:
             self._inputs[asked] = inputs_of(network.module, sites, self.seen)
         return self._inputs[asked]
 
+    def real(self, batch: int, labels: Tensor, per_class: int, same_view: bool) -> Drawn:
+        """Real images for one image batch, whose images that take part have `labels`."""
+        views = self.views[batch] if same_view else None
+        side, progress = self.images.shape[-1], self.index / self.steps
+        return self._reals.draw(self._seeds[batch], labels, per_class, views, side=side, progress=progress)
+
 
 class BatchStep:
     """What a step is for one of its image batches: see `gvbsm_registry.SynthesisStep`."""
@@ -86,6 +95,7 @@ class BatchStep:
     def __init__(self, joint: JointStep, batch: int) -> None:
         self._joint, self._batch = joint, batch
         self.index, self.steps, self.networks = joint.index, joint.steps, joint.networks
+        self._real: dict[tuple[int, bool], Drawn] = {}
 
     def _own(self, values: Tensor) -> Tensor:
         return values.split(self._joint.size)[self._batch]
@@ -114,15 +124,29 @@ class BatchStep:
         """The logits of this batch's views."""
         return self._own(self._joint.logits(network))
 
-    def features(self, network: Network) -> Tensor:
+    def real(self, per_class: int, *, same_view: bool = False) -> Drawn:
+        """Real images of this batch's classes, drawn when they are first asked for."""
+        asked = per_class, same_view
+        if asked not in self._real:
+            self._real[asked] = self._joint.real(self._batch, self.labels, per_class, same_view)
+        return self._real[asked]
+
+    def features(self, network: Network, images: Tensor | None = None) -> Tensor:
         """What the last linear layer is given, or the logits."""
         linear = [name for name, part in network.module.named_modules() if isinstance(part, torch.nn.Linear)]
-        if not linear:
+        if linear:
+            return self.inputs(network, linear[-1:], images)[linear[-1]].flatten(1)
+        if images is None:
             return self.logits(network).flatten(1)
-        return self.inputs(network, linear[-1:])[linear[-1]].flatten(1)
+        logits: Tensor = network.module(images)
+        return logits.flatten(1)
 
-    def inputs(self, network: Network, sites: Sequence[str]) -> dict[str, Tensor]:
-        """What the modules at `sites` are given for this batch's views."""
+    def inputs(
+        self, network: Network, sites: Sequence[str], images: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What the modules at `sites` are given for this batch's views, or for other images."""
+        if images is not None:
+            return inputs_of(network.module, sites, images)
         return {site: self._own(value) for site, value in self._joint.inputs(network, sites).items()}
 
     def matched(self, matcher: Component) -> Tensor:

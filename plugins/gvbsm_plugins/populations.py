@@ -1,9 +1,9 @@
-"""Populations: the pretrained backbones, in turn, at random or several at once, or near them."""
+"""Populations: pretrained backbones, in turn, at random or several at once, or near them; untrained ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -107,6 +107,46 @@ def _ascent(options: Pretrained, stock: Stock) -> Callable[[Module], None]:
     return change
 
 
+class Fresh(Population):
+    """Untrained backbones with random weights, drawn anew (DM, arXiv 2110.04181: for every step)."""
+
+    name = "fresh"
+
+    keeps: ClassVar[Literal["none", "final"]] = "none"
+
+    every: int = Field(1, ge=1, description="steps through one network before the next one is drawn")
+    first: int = Field(0, ge=0, description="how many backbones take turns, from the first; 0: all")
+
+    def open(self, stock: Stock, generator: Generator) -> OpenPopulation:
+        return _FreshMembers(self, stock, generator)
+
+
+class _FreshMembers(OpenPopulation):
+    def __init__(self, options: Fresh, stock: Stock, generator: Generator) -> None:
+        self.options, self.stock, self.generator = options, stock, generator
+        self.count = min(options.first or len(stock.names), len(stock.names))
+        self.seed = 0
+        self.network: Network | None = None
+
+    def draw(self, step: int) -> Sequence[Network]:
+        import torch
+
+        turn, since = divmod(step, self.options.every)
+        if since == 0:
+            self.seed, self.network = int(torch.randint(2**62, (), generator=self.generator)), None
+        if self.network is None:  # after `restore` between two turns, too
+            self.network = self.stock.fresh(turn % self.count, self.seed)
+        return [self.network]
+
+    def state(self) -> dict[str, Tensor]:
+        import torch
+
+        return {"seed": torch.tensor(self.seed)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.seed, self.network = int(state["seed"]), None
+
+
 @hookimpl
 def gvbsm_components() -> list[type[Component]]:
-    return [Pretrained]
+    return [Pretrained, Fresh]

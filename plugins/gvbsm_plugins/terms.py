@@ -1,4 +1,4 @@
-"""Terms of the synthesis loss that look at what networks say of the images."""
+"""Terms of the synthesis loss that look at what networks say, or see, of the images."""
 
 from __future__ import annotations
 
@@ -61,6 +61,39 @@ class Flatness(Term):
         return torch.stack(losses).sum()
 
 
+class MeanFeatures(Term):
+    """Distribution matching (DM, arXiv 2110.04181): features are to have the mean of real images' ones.
+
+    Σ_networks Σ_c ‖ mean φ(T_c) - mean φ(S_c) ‖², over the classes c of the images S; φ is what the last
+    linear layer is given, T_c real images of the class. A class belongs in one image batch whole, as it is
+    with `synthesis.batching = "one_class"`.
+    """
+
+    name = "mean_features"
+
+    real: int = Field(256, ge=1, description="real images of each class in a step; all, if there are fewer")
+    same_view: bool = Field(True, description="real images are seen through the views of the synthetic ones")
+
+    def loss(self, step: SynthesisStep, memory: Memory) -> Tensor:
+        import torch
+
+        real, truth = step.real(self.real, same_view=self.same_view)
+        classes = truth.unique()
+        losses = []
+        for network in step.networks:
+            with torch.no_grad():
+                wanted = class_means(step.features(network, real), truth, classes)
+            found = class_means(step.features(network), step.labels, classes)
+            losses.append(network.weight * (found - wanted).square().sum())
+        return torch.stack(losses).sum()
+
+
+def class_means(features: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+    """Return the mean of the features, [n, D], of each of K classes: [K, D]."""
+    belongs = (labels == classes[:, None]).to(features.dtype)
+    return (belongs @ features) / belongs.sum(1, keepdim=True)
+
+
 @hookimpl
 def gvbsm_components() -> list[type[Component]]:
-    return [CrossEntropy, Flatness]
+    return [CrossEntropy, Flatness, MeanFeatures]

@@ -69,17 +69,32 @@ class SynthesisStep(Protocol):
     def networks(self) -> Sequence[Network]:
         """The networks of this step, as the population drew them."""
 
+    def real(self, per_class: int, *, same_view: bool = False) -> tuple[Tensor, Tensor]:
+        """Views of real images, [M, C, H, W], and their classes, int64 [M], which are those in `labels`.
+
+        `per_class` training images of each class, or all where there are fewer, drawn without replacement and
+        anew for every step; the same ones for all that ask for as many in the same way. same_view: those of a
+        class are seen as its images are, in turn (the same view for all where the augmentation draws one for
+        the batch); else each through one that is drawn for it.
+        """
+
     def logits(self, network: Network) -> Tensor:
         """The logits of `seen`, at least float32 [B, K]; from the forward pass that matchers look at, too."""
 
-    def features(self, network: Network) -> Tensor:
+    def features(self, network: Network, images: Tensor | None = None) -> Tensor:
         """What the last linear layer is given for `seen`, [B, D]; the logits where there is no such layer.
 
-        In a forward pass of its own.
+        In a forward pass of its own. images: others to look at instead, such as views of real ones; with
+        these nothing is shared.
         """
 
-    def inputs(self, network: Network, sites: Sequence[str]) -> dict[str, Tensor]:
-        """What the modules called `sites` are given for `seen`, by site; in a forward pass of its own."""
+    def inputs(
+        self, network: Network, sites: Sequence[str], images: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What the modules called `sites` are given for `seen`, by site; in a forward pass of its own.
+
+        images: as in `features`.
+        """
 
     def matched(self, matcher: Component) -> Tensor:
         """The weighted term of a matcher, summed over the networks in which it has sites: a scalar.
@@ -97,7 +112,7 @@ class Stock(Protocol):
 
     @property
     def accuracies(self) -> Sequence[float]:
-        """The pretrained backbones' test accuracies, 0 to 1."""
+        """The pretrained backbones' test accuracies, 0 to 1; empty where the population keeps "none"."""
 
     @property
     def images(self) -> Tensor:
@@ -112,6 +127,13 @@ class Stock(Protocol):
 
         Each call loads one of its own, with running averages of its own: call it in `open`, not in `draw`.
         change: is given the module, in evaluation mode, before it is frozen, and changes it in place.
+        """
+
+    def fresh(self, index: int, seed: int) -> Network:
+        """Return a backbone with the random weights that it starts from, the same for one `seed`.
+
+        It may be called in `draw`, for a network of its own in every step; draw the seed from the
+        population's generator. Matchers have nothing to compare it with, and leave it out.
         """
 
 

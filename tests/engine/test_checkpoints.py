@@ -30,6 +30,12 @@ CASES = {
         ("synthesis.matchers", [{"use": "conv_channel", "by_class": 0.5, "drop_rate": 0.4}, "bn"])
     ],
     "another optimizer": [("synthesis.optimizer", {"use": "sgd", "momentum": 0.9})],
+    "untrained networks and real images": [
+        ("synthesis.population", {"use": "fresh", "every": 4}),
+        ("synthesis.terms", ["mean_features", {"use": "mean_features", "real": 3, "same_view": False}]),
+        ("synthesis.matchers", []),
+        ("synthesis.augmentation", "dsa"),
+    ],
     "callbacks": [
         (
             "synthesis.callbacks",

@@ -18,6 +18,7 @@ from gvbsm.estimate.cost import estimate, label_bytes
 from gvbsm.estimate.fake_data import FakeData
 from gvbsm.estimate.starts import choosing
 from gvbsm.estimate.trial import Trial
+from gvbsm.synthesis.real import RealImages
 from gvbsm.terminal import duration, size
 from gvbsm_registry import Initializer, Source
 
@@ -88,6 +89,27 @@ def test_measuring_by_class_is_a_pass_of_its_own(make_run: MakeRun, share: float
     assert cost["steps"] == 2 * (of_classes + (passes - 1) * -(-72 // batch))
     assert cost["seconds"] > 0
     assert found["bytes"]["statistics"] == sum(_tensor_bytes(unit.path) for unit in run.statistics())
+
+
+def test_real_images_of_a_step_are_priced_in_full(make_run: MakeRun, monkeypatch: Any) -> None:
+    """Though the trial itself is on a few images, in which whole classes may be missing."""
+    run = make_run(
+        ("data.per_class", 50),
+        ("pretrain.batch", 4),
+        ("measure.batch", 4),
+        ("synthesis.terms", ["mean_features"]),
+        ("synthesis.batch", 6),
+    )
+    drawn, draw = [], RealImages.draw
+
+    def noting(self: RealImages, *given: Any, **where: float) -> Any:
+        found = draw(self, *given, **where)
+        drawn.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(RealImages, "draw", noting)
+    _estimated(run)
+    assert set(drawn) == {150}
 
 
 def test_nothing_is_left_behind(make_run: MakeRun) -> None:

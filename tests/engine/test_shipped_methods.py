@@ -26,6 +26,17 @@ KNOWN_FOR: dict[str, dict[str, Any]] = {
         "relabel.batch_norm": "batch",
     },
     "delt": {"synthesis.callbacks.0.rounds": 8, "synthesis.initializer.pick": "medium"},
+    "dm": {
+        "synthesis.iterations": 20000,
+        "synthesis.population.every": 1,
+        "synthesis.terms.0.real": 256,
+        "synthesis.terms.0.same_view": True,
+        "synthesis.batching": "one_class",
+        "synthesis.augmentation.per_image": False,
+        "synthesis.optimizer.momentum": 0.5,
+        "synthesis.learning_rate": 1.0,
+        "evaluation.soft": False,
+    },
     "dwa": {
         "synthesis.population.ascend": 12,
         "synthesis.population.radius": 0.015,

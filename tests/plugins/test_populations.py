@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from gvbsm_plugins.populations import Pretrained
+from gvbsm_plugins.populations import Fresh, Pretrained
 from gvbsm_registry.testing.steps import SampleStock
 
 
@@ -79,3 +79,28 @@ def test_weights_climb_the_loss_of_the_first_images(steps: int) -> None:
     assert loss_of(network.module) > loss_of(stock.pretrained(0).module)
     assert not population.joint
     assert not any(parameter.requires_grad for parameter in network.module.parameters())
+
+
+def test_untrained_networks_are_drawn_anew_and_take_turns() -> None:
+    members = Fresh(every=3, first=2).open(SampleStock(), torch.Generator().manual_seed(0))
+    drawn = [members.draw(step)[0] for step in range(12)]
+    assert [network.name for network in drawn] == [NAMES[0]] * 3 + [NAMES[1]] * 3 + [NAMES[0]] * 3 + [
+        NAMES[1]
+    ] * 3
+    weights = [next(network.module.parameters()) for network in drawn]
+    assert torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[6])
+    one, other = (Fresh().open(SampleStock(), torch.Generator().manual_seed(seed)).draw(0) for seed in (0, 1))
+    assert not torch.equal(*(next(network.module.parameters()) for (network,) in (one, other)))
+    assert Fresh.keeps == "none"
+    assert Fresh().joint
+
+
+def test_an_untrained_network_is_the_same_after_a_restart_between_two_turns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    members = Fresh(every=4).open(SampleStock(), generator)
+    drawn = [members.draw(step)[0] for step in range(3)]
+    again = Fresh(every=4).open(SampleStock(), torch.Generator())
+    again.restore(members.state())
+    batch = SampleStock().images
+    assert torch.equal(again.draw(3)[0].module(batch), drawn[-1].module(batch))

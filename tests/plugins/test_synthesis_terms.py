@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gvbsm_plugins.terms import CrossEntropy, Flatness
+from gvbsm_plugins.terms import CrossEntropy, Flatness, MeanFeatures
 from gvbsm_registry import Network
 from gvbsm_registry.testing.steps import SampleStep, SampleStock
 
@@ -54,6 +54,27 @@ def test_flatness_is_the_divergence_from_the_averaged_images(temperature: float,
         gradient, other = (torch.autograd.grad(each, batch)[0] for each in (loss, expected))
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-7)
     assert set(memory) == {"average"}
+
+
+@pytest.mark.parametrize("real", [1, 7])
+def test_mean_features_are_compared_class_by_class(real: int) -> None:
+    """One class after the other, as a loop; features by the network without its last layer."""
+    batch, drawn = images().requires_grad_(True), networks(0.5, 2.0)
+    step = SampleStep(batch, drawn)
+    loss = MeanFeatures(real=real).loss(step, {})
+    others, truth = step.real(real)
+    expected = torch.zeros((), dtype=torch.float64)
+    for network in drawn:
+        body = network.module[:-1]
+        for label in range(4):
+            wanted = body(others[truth == label]).sum(0) / real
+            own = [body(batch[i : i + 1])[0] for i in range(6) if step.labels[i] == label]
+            difference = wanted - sum(own) / len(own)
+            expected = expected + network.weight * (difference * difference).sum()
+    torch.testing.assert_close(loss, expected)
+    gradient, other = (torch.autograd.grad(each, batch)[0] for each in (loss, expected))
+    torch.testing.assert_close(gradient, other)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
 
 
 def test_flatness_begins_again_when_other_images_take_part() -> None:

@@ -499,6 +499,7 @@ BROKEN: list[tuple[type[Component], str, Callable[..., Any], str]] = [
         "the gradient is not finite",
     ),
     (Bad.First, "open", lambda self, stock, generator: None, "not a gvbsm_registry.OpenPopulation"),
+    (Bad.First, "keeps", "none", "it asks for the pretrained network 0"),
     (
         Bad.First,
         "open",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 class Population(Component):
     """Which networks a step looks through, and what happens to them after it.
 
-    With the class attribute `separable = False` the whole set is one image batch.
+    With the class attribute `separable = False` the whole set is one image batch; with `keeps = "none"` no
+    network is pretrained for it.
     """
 
     kind = "population"
+
+    keeps: ClassVar[Literal["none", "final"]] = "final"
+    """What has to be kept of each backbone's training: "none", so that there is none, or the "final" weights.
+
+    Where it is "none", `stock.pretrained` must not be called, and there are no matchers.
+    """
 
     separable: ClassVar[bool] = True
     """Whether image batches can be optimised each by itself; if not, the whole set is one image batch."""

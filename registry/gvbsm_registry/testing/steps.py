@@ -34,6 +34,19 @@ class SampleStock:
             change(module)
         return Network(self.names[index], module.requires_grad_(False).eval())
 
+    def fresh(self, index: int, seed: int) -> Network:
+        """A classifier with normal random weights."""
+        import copy
+
+        import torch
+
+        module, generator = copy.deepcopy(self._models[self.names[index]]), torch.Generator()
+        generator.manual_seed(seed)
+        for parameter in module.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator) / max(parameter[0].numel(), 1) ** 0.5
+            parameter.copy_(drawn)
+        return Network(self.names[index], module.eval())
+
 
 class SampleStep:
     """`gvbsm_registry.SynthesisStep` on 6 images, in the second of ten steps; nothing is shared."""
@@ -56,16 +69,24 @@ class SampleStep:
         logits: Tensor = network.module(self.images)
         return logits
 
-    def features(self, network: Network) -> Tensor:
+    def real(self, per_class: int, *, same_view: bool = False) -> tuple[Tensor, Tensor]:
+        """Made-up images of the classes, of the images' own dtype, as they are: the views change nothing."""
+        classes = self.labels.unique()
+        made = images(per_class * len(classes), self.images.shape[1], self.images.shape[-1])
+        return (made + 0.5).to(self.images), classes.repeat_interleave(per_class)
+
+    def features(self, network: Network, images: Tensor | None = None) -> Tensor:
         """What the last linear layer is given."""
         from torch.nn import Linear
 
         name = [name for name, part in network.module.named_modules() if isinstance(part, Linear)][-1]
-        return self.inputs(network, [name])[name].flatten(1)
+        return self.inputs(network, [name], images)[name].flatten(1)
 
-    def inputs(self, network: Network, sites: Sequence[str]) -> dict[str, Tensor]:
+    def inputs(
+        self, network: Network, sites: Sequence[str], images: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What modules are given."""
-        seen = observe(network.module, list(sites), self.images)
+        seen = observe(network.module, list(sites), self.images if images is None else images)
         return {site: activation.tensor for site, activation in seen.items()}
 
     def matched(self, matcher: Matcher) -> Tensor:

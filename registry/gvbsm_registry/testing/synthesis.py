@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gvbsm_registry.step import Memory, Network, OpenPopulation
-from gvbsm_registry.testing.requirements import Context, require, requirement
+from gvbsm_registry.testing.requirements import Context, fail, require, requirement
 from gvbsm_registry.testing.samples import SEED, close, images, unseeded
 from gvbsm_registry.testing.steps import SampleState, SampleStep, SampleStock
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+    from torch.nn import Module
 
 
 @requirement("term", devices=True)
@@ -110,6 +111,19 @@ def _draws_the_same_again(context: Context) -> None:
     other.set_state(stream)
     later = [_outputs(restored.draw(step), stock) for step in range(3, 6)]
     require(_equal(after, later), "after restore other networks are drawn")
+
+
+@requirement("population")
+def _asks_for_what_it_keeps(context: Context) -> None:
+    """`keeps` is "none" or "final"; with "none" no pretrained network is asked for."""
+    keeps = context.component.keeps
+    require(keeps in ("none", "final"), f"keeps is {keeps!r}")
+    _drawn(context, SampleStock() if keeps == "final" else _Untrained())
+
+
+class _Untrained(SampleStock):
+    def pretrained(self, index: int, change: Callable[[Module], None] | None = None) -> Network:
+        fail(f'it asks for the pretrained network {index}, but keeps "none"')
 
 
 def _outputs(networks: Sequence[Network], stock: SampleStock) -> list[Tensor]:
