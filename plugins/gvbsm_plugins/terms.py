@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from gvbsm_registry import Component, Memory, SynthesisStep, Term, hookimpl
+from gvbsm_registry import Component, GvbsmError, Memory, Network, SynthesisStep, Term, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +88,56 @@ class MeanFeatures(Term):
         return torch.stack(losses).sum()
 
 
+class Attention(Term):
+    """Attention matching (DataDAM, arXiv 2310.00093): attention maps are to have the mean of real ones.
+
+    Σ_networks Σ_c Σ_l ‖ mean a_l(T_c) - mean a_l(S_c) ‖², where a_l = A_l / ‖A_l‖₂ and, by pixel,
+    A_l = Σ_channels |f_l|^p; f_l is what the l-th ReLU gives. The last one is left out: its features are
+    the part of `mean_features`. As there, a class belongs in one image batch whole.
+    """
+
+    name = "attention"
+
+    weight: float = Field(100.0, ge=0, description="weight of this term in the loss")
+    power: float = Field(1.0, ge=1, description="p; 1 in the authors' code")
+    real: int = Field(64, ge=1, description="real images of each class in a step; all, if there are fewer")
+    same_view: bool = Field(True, description="real images are seen through the views of the synthetic ones")
+
+    def loss(self, step: SynthesisStep, memory: Memory) -> Tensor:
+        import torch
+
+        real, truth = step.real(self.real, same_view=self.same_view)
+        classes = truth.unique()
+        losses = []
+        for network in step.networks:
+            sites = self._sites(network)
+            with torch.no_grad():
+                wanted = step.inputs(network, sites, real)
+            found = step.inputs(network, sites)
+            for site in sites:
+                target = class_means(self._map(wanted[site]), truth, classes)
+                gap = class_means(self._map(found[site]), step.labels, classes) - target
+                losses.append(network.weight * gap.square().sum())
+        return torch.stack(losses).sum()
+
+    def _sites(self, network: Network) -> list[str]:
+        from torch.nn import ReLU
+
+        sites = [name for name, part in network.module.named_modules() if isinstance(part, ReLU)][:-1]
+        if not sites:
+            raise GvbsmError(
+                f"term {self.name!r}: network {network.name!r} has fewer than two ReLUs that are modules, so "
+                "that there is no attention to compare; take another backbone"
+            )
+        return sites
+
+    def _map(self, given: Tensor) -> Tensor:
+        """Return the attention maps, flat and of length 1 each, from what a ReLU is given, [n, C, H, W]."""
+        from torch.nn.functional import normalize
+
+        return normalize(given.relu().pow(self.power).sum(1).flatten(1))
+
+
 def class_means(features: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
     """Return the mean of the features, [n, D], of each of K classes: [K, D]."""
     belongs = (labels == classes[:, None]).to(features.dtype)
@@ -96,4 +146,4 @@ def class_means(features: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
 
 @hookimpl
 def gvbsm_components() -> list[type[Component]]:
-    return [CrossEntropy, Flatness, MeanFeatures]
+    return [CrossEntropy, Flatness, MeanFeatures, Attention]

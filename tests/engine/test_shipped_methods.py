@@ -25,6 +25,17 @@ KNOWN_FOR: dict[str, dict[str, Any]] = {
         "synthesis.population.first": 0,
         "relabel.batch_norm": "batch",
     },
+    "datadam": {
+        "synthesis.iterations": 20000,
+        "synthesis.terms.0.weight": 100.0,
+        "synthesis.terms.0.power": 1.0,
+        "synthesis.terms.0.real": 64,
+        "synthesis.terms.1.weight": 1.0,
+        "synthesis.terms.1.real": 64,
+        "synthesis.batching": "one_class",
+        "synthesis.learning_rate": 1.0,
+        "evaluation.soft": False,
+    },
     "delt": {"synthesis.callbacks.0.rounds": 8, "synthesis.initializer.pick": "medium"},
     "dm": {
         "synthesis.iterations": 20000,
@@ -111,7 +122,7 @@ def test_a_method_is_what_it_is_known_for(name: str, registry: Registry) -> None
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_runs(name: str, tmp_path: Path, shared_store: Path, registry: Registry) -> None:
     """On digits with tiny networks and a few steps, from data to accuracies."""
-    backbones = [{"use": "convnet", "width": 8, "depth": depth} for depth in (1, 2)]
+    backbones = [{"use": "convnet", "width": 8, "depth": depth} for depth in (2, 1)]
     steps = loading.load("digits", registry, [("method", name)]).synthesis.iterations and 8
     short = {
         "backbones": backbones,

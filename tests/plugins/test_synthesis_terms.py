@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gvbsm_plugins.terms import CrossEntropy, Flatness, MeanFeatures
-from gvbsm_registry import Network
+from gvbsm_plugins.terms import Attention, CrossEntropy, Flatness, MeanFeatures
+from gvbsm_registry import GvbsmError, Network
 from gvbsm_registry.testing.steps import SampleStep, SampleStock
 
 
@@ -75,6 +75,36 @@ def test_mean_features_are_compared_class_by_class(real: int) -> None:
     gradient, other = (torch.autograd.grad(each, batch)[0] for each in (loss, expected))
     torch.testing.assert_close(gradient, other)
     assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize(("real", "power"), [(1, 1.0), (5, 4.0)])
+def test_attention_maps_are_compared_class_by_class(real: int, power: float) -> None:
+    """Image by image, as loops: the channels' powers summed, of length 1, averaged over a class."""
+    batch, (network,) = images().requires_grad_(True), networks(0.5)
+    step = SampleStep(batch, [network])
+    loss = Attention(real=real, power=power).loss(step, {})
+    others, truth = step.real(real)
+    block = network.module[0]  # it ends in the first of two ReLUs
+
+    def attention(image: torch.Tensor) -> torch.Tensor:
+        summed = sum(channel.abs() ** power for channel in block(image[None])[0])
+        return summed / (summed**2).sum().sqrt()
+
+    expected = torch.zeros((), dtype=torch.float64)
+    for label in range(4):
+        wanted = sum(attention(image) for image in others[truth == label]) / real
+        own = [attention(batch[i]) for i in range(6) if step.labels[i] == label]
+        expected = expected + 0.5 * ((wanted - sum(own) / len(own)) ** 2).sum()
+    torch.testing.assert_close(loss, expected)
+    gradient, other = (torch.autograd.grad(each, batch)[0] for each in (loss, expected))
+    torch.testing.assert_close(gradient, other)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_attention_asks_for_maps() -> None:
+    plain = Network("plain", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4)))
+    with pytest.raises(GvbsmError, match="network 'plain' has fewer than two ReLUs"):
+        Attention().loss(SampleStep(images().float(), [plain]), {})
 
 
 def test_flatness_begins_again_when_other_images_take_part() -> None:
