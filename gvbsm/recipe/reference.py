@@ -14,7 +14,7 @@ from gvbsm_registry.reference import default_text
 HEAD = """# Recipes
 
 Made from the code by `python -m gvbsm.recipe.reference > docs/recipes.md`; a test fails when it is not
-current. Equations are those of G-VBSM (arXiv 2311.17950); [squeeze] and [recover] are SRe2L's words.
+current. Equations are those of G-VBSM (arXiv 2311.17950); [squeeze] and [recover] are arXiv 2306.13092's.
 
 A recipe is a TOML file with one table per stage. A component is a table with `use = "NAME"` and its
 options, or just its name; `DISTRIBUTION:NAME` tells apart what several plugins call alike. `gvbsm run RECIPE`
