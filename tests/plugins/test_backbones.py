@@ -51,7 +51,7 @@ def test_recipe_tables_make_backbones_and_come_back() -> None:
     assert registry.problems() == []
     for table in (
         {"use": "convnet", "width": 16},
-        {"use": "wrn_16_2", "weights": "file.safetensors", "reset_classifier": True},
+        {"use": "wrn_16_2", "weights": "/nowhere/file.safetensors", "reset_classifier": True},
         {"use": "timm/vit_tiny_patch16_224", "options": {"img_size": 32, "patch_size": 4}},
         {"use": "torchvision/resnet18", "weights": "DEFAULT", "match_weight": 0.5},
     ):
