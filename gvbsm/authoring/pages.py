@@ -122,6 +122,8 @@ def snippet(component: type[Component]) -> str:
     place, is_list = places[0]
     brackets = f"[[{place}]]" if is_list else f"[{place}]"
     lines = [brackets, f'use = "{title}"']
+    if getattr(component, "keeps", "") == "none":  # nothing is measured of untrained networks
+        lines = ["[synthesis]", "matchers = []", "", *lines]
     for option in reference.options(component):
         if component.model_fields[option.name].is_required() and option.name != "variant":
             lines.append(f"{option.name} = …")
