@@ -11,10 +11,18 @@ from torch.nn.functional import interpolate
 from gvbsm.recipe.schema import Synthesis
 from gvbsm.runtime.asking import built_optimizer
 from gvbsm.runtime.blame import calling, describe_tensor, refuse, returned
+from gvbsm.runtime.rates import set_rates
 from gvbsm_registry import Memory, Source
 
 ENCODED = "named float tensors whose first axis is that of the images"
 DECODED = "float images, [B, C, H, W], as many as were encoded"
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Return images of `size` pixels a side, bilinear; the same ones if they are of that size."""
+    if images.shape[-1] == size:
+        return images
+    return interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 class LearntImages:
@@ -36,6 +44,7 @@ class LearntImages:
         """Build the optimizer anew."""
         section = self._section
         self.optimizer = built_optimizer(section.optimizer, self.leaves.values(), section.learning_rate)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def _encode(self, images: Tensor) -> dict[str, Tensor]:
         component = self._section.parameterization
@@ -63,11 +72,7 @@ class LearntImages:
 
     def final(self) -> Tensor:
         """Return the images as they are to be kept, of the size that they began with."""
-        images, size = self.now(), (self._image_size, self._image_size)
-        if images.shape[-1] == self._image_size:
-            return images
-        resized = interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-        return resized.clamp(*self.pixel_range)
+        return resized(self.now(), self._image_size).clamp(*self.pixel_range)
 
     @torch.no_grad()
     def replace(self, images: Tensor) -> None:
@@ -80,11 +85,10 @@ class LearntImages:
         for name, leaf in self.leaves.items():
             leaf.copy_(encoded[name])
 
-    def update(self, gradients: tuple[Tensor, ...], rate: float) -> None:
-        """Take one step of the optimizer; images that are not active stay as they are."""
+    def update(self, gradients: tuple[Tensor, ...], factor: float) -> None:
+        """Take one step of the optimizer, at `factor` times its rates; images that are not active stay."""
         leaves = list(self.leaves.values())
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rates(self.optimizer, self._rates, factor)
         idle = None if bool(self.active.all()) else ~self.active
         before = [] if idle is None else [leaf.detach()[idle].clone() for leaf in leaves]
         for leaf, gradient in zip(leaves, gradients, strict=True):

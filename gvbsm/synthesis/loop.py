@@ -141,7 +141,7 @@ class SynthesisLoop:
     def _take(self, joint: JointStep) -> Callable[[], dict[str, float]]:
         """Take a step; return what reads its values, each by the image batch, off the device."""
         step, steps, section = joint.index, joint.steps, self.section
-        rate = section.learning_rate * rate_factor(section.schedule, step, steps)
+        factor = rate_factor(section.schedule, step, steps)
         seen = [BatchStep(joint, batch) for batch in range(joint.batches)]
         terms = self._losses(joint, seen)
         total = torch.stack(list(terms.values())).sum() if terms else torch.zeros(())
@@ -156,13 +156,14 @@ class SynthesisLoop:
         value, largest = torch.stack([total.detach(), steepest]).tolist()
         if not (math.isfinite(value) and math.isfinite(largest)):
             raise NotFiniteError(_diagnosis(joint, value, terms))
-        self.learnt.update(gradients, rate)
+        self.learnt.update(gradients, factor)
         with calling(section.population, "settle", "networks that go on after a step"):
             for each in seen:
                 self.members.settle(each)
 
         def values() -> dict[str, float]:
             named = {name: float(term.detach()) / joint.batches for name, term in terms.items()}
+            rate = section.learning_rate * factor
             return {**named, "total": value / joint.batches, "learning_rate": rate}
 
         return values

@@ -7,9 +7,9 @@ from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import interpolate
 
 from gvbsm.runtime import asking
+from gvbsm.synthesis.images import resized
 from gvbsm_registry import Augmentation, GvbsmError, Source, View
 
 Drawn = tuple[Tensor, Tensor]
@@ -45,9 +45,7 @@ class RealImages:
         index = torch.cat(chosen)
         truth = torch.tensor(classes).repeat_interleave(torch.tensor([len(each) for each in chosen]))
         side, progress = int(where["side"]), where["progress"]
-        images = self.source.normalize(self.source.train.read(index))
-        if images.shape[-1] != side:
-            images = interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        images = resized(self.source.normalize(self.source.train.read(index)), side)
         if views is None:
             views = asking.drawn(self.augmentation, len(index), side, generator, progress=progress)
         else:
